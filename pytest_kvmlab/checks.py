@@ -1,0 +1,193 @@
+"""What this machine can do: each check named, with its remedy. Used by `kvmlab doctor` and by errors."""
+
+import importlib.util
+import os
+import pwd
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.daemon import find_daemon
+from pytest_kvmlab.keeper.namespaces import obstacle_to_namespaces
+from pytest_kvmlab.keeper.run_folder import runs_root
+
+_QEMU = "qemu-system-x86_64"
+_DRIVER = "connection-driver/libvirt_driver_qemu.so"
+_LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu/libvirt", "/usr/lib64/libvirt", "/usr/lib/libvirt")
+_BUILD_PROGRAMS = {
+    "apt-get": "apt", "dpkg-deb": "dpkg", "cpio": "cpio", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils",
+}  # fmt: skip
+_OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd")
+_LEAST_ROOM = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check saw.
+
+    Attributes:
+        ok: whether it is as it should be.
+        seen: what was found, in a few words.
+        remedy: what to do if it is not.
+        packages: the Debian packages that would mend it.
+    """
+
+    ok: bool
+    seen: str
+    remedy: str = ""
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that can be looked at.
+
+    Attributes:
+        name: how errors and `kvmlab doctor` call it.
+        purpose: what it is needed for.
+        look: looks.
+        optional: whether guests run without it.
+    """
+
+    name: str
+    purpose: str
+    look: Callable[[], Finding]
+    optional: bool = False
+
+
+def examine(checks: Iterable[Check]) -> Iterator[tuple[Check, Finding]]:
+    """Look at one check after the other."""
+    return ((check, check.look()) for check in checks)
+
+
+def _missing(seen: str, *packages: str) -> Finding:
+    return Finding(False, seen, f"apt install {' '.join(packages)}", packages)
+
+
+def _emulator() -> Finding:
+    found = shutil.which(_QEMU)
+    return Finding(True, found) if found else _missing(f"{_QEMU} is not in PATH", "qemu-system-x86")
+
+
+def _libvirt_daemon() -> Finding:
+    try:
+        return Finding(True, find_daemon(Path()).executable)
+    except HostError as error:
+        return _missing(error.message, "libvirt-daemon", "libvirt-daemon-driver-qemu")
+
+
+def _libvirt_driver() -> Finding:
+    for folder in _LIBRARY_FOLDERS:
+        if (driver := Path(folder, _DRIVER)).exists():
+            return Finding(True, str(driver))
+    return _missing(f"no {_DRIVER} below {', '.join(_LIBRARY_FOLDERS)}", "libvirt-daemon-driver-qemu")
+
+
+def _libvirt_python() -> Finding:
+    if importlib.util.find_spec("libvirt"):
+        return Finding(True, "importable")
+    return Finding(
+        False,
+        "the Python module libvirt is not installed",
+        "apt install gcc pkg-config libvirt-dev python3-dev, then: pip install libvirt-python",
+        ("gcc", "pkg-config", "libvirt-dev", "python3-dev"),
+    )
+
+
+def _embedded_user() -> Finding:
+    """The embedded driver of a root process refuses to load where libvirt's QEMU user is unknown."""
+    if os.geteuid() != 0:
+        return Finding(True, "not needed: this user is not root")
+    try:
+        return Finding(True, f"libvirt-qemu is user {pwd.getpwnam('libvirt-qemu').pw_uid}")
+    except KeyError:
+        return Finding(
+            False,
+            "there is no user libvirt-qemu, without which libvirt's embedded driver refuses to load as root",
+            "useradd --system --user-group libvirt-qemu, or run as another user than root",
+        )
+
+
+def _namespaces() -> Finding:
+    if obstacle := obstacle_to_namespaces():
+        return Finding(
+            False,
+            obstacle,
+            "run where namespaces are allowed (containers: --privileged), or with --kvm-host=embed",
+        )
+    return Finding(True, "mount, network and PID namespaces can be made")
+
+
+def _build_programs() -> Finding:
+    search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    lacking = {
+        name: package for name, package in _BUILD_PROGRAMS.items() if not shutil.which(name, path=search)
+    }
+    if lacking:
+        return _missing(f"not in PATH: {', '.join(lacking)}", *lacking.values())
+    return Finding(True, ", ".join(_BUILD_PROGRAMS))
+
+
+def _kvm_device() -> Finding:
+    device = Path("/dev/kvm")
+    if not device.exists():
+        return Finding(
+            False,
+            f"there is no {device}",
+            "switch virtualisation on in the firmware; modprobe kvm_intel or kvm_amd",
+        )
+    if not os.access(device, os.R_OK | os.W_OK):
+        return Finding(
+            False, f"{device} may not be opened by this user", f"adduser {os.environ.get('USER', 'USER')} kvm"
+        )
+    return Finding(
+        True, f"{device} can be opened; whether a guest boots with it is proved at the start of a run"
+    )
+
+
+def _uefi_firmware() -> Finding:
+    found = [path for path in _OVMF if Path(path).exists()]
+    return Finding(True, found[0]) if found else _missing(f"none of {', '.join(_OVMF)}", "ovmf")
+
+
+def _tpm_emulator() -> Finding:
+    found = shutil.which("swtpm")
+    return Finding(True, found) if found else _missing("swtpm is not in PATH", "swtpm", "swtpm-tools")
+
+
+def _run_folder() -> Finding:
+    try:
+        root = runs_root()
+    except HostError as error:
+        return Finding(False, error.message, error.hint)
+    free = shutil.disk_usage(root).free
+    if free < _LEAST_ROOM:
+        return Finding(
+            False, f"{root}: {free >> 20} MiB free", "make room, or point KVMLAB_RUNS at a larger disk"
+        )
+    return Finding(True, f"{root}: {free >> 30} GiB free")
+
+
+QEMU = Check("qemu", "guests run in it", _emulator)
+LIBVIRT = Check("libvirt", "starts the guests", _libvirt_daemon)
+KVM = Check("kvm", "makes guests fast", _kvm_device, optional=True)
+EMBEDDED_USER = Check("embed", "--kvm-host=embed, where namespaces are forbidden", _embedded_user, optional=True)
+NAMESPACES = Check("namespaces", "keep a run apart from the host, and end with it", _namespaces)
+
+CHECKS = (
+    QEMU,
+    LIBVIRT,
+    Check("libvirt driver", "lets libvirt start QEMU", _libvirt_driver),
+    Check("libvirt-python", "lets Python talk to libvirt", _libvirt_python),
+    NAMESPACES,
+    EMBEDDED_USER,
+    Check("run folder", "holds disks and sockets of running guests", _run_folder),
+    Check("build programs", "make images from Debian's packages", _build_programs),
+    KVM,
+    Check("uefi", 'firmware = "uefi"', _uefi_firmware, optional=True),
+    Check("tpm", "tpm = true", _tpm_emulator, optional=True),
+)
+NEEDED_FOR_PRIVATE_HOST = (LIBVIRT, NAMESPACES)
+NEEDED_FOR_EMBED = (EMBEDDED_USER,)

@@ -1,0 +1,42 @@
+"""`kvmlab`, the command: look at this machine, its images, its labs, and at what runs on it."""
+
+import sys
+
+import typer
+
+import pytest_kvmlab
+from pytest_kvmlab.cli import doctor, images, labs, runs
+from pytest_kvmlab.errors import KvmlabError
+
+app = typer.Typer(
+    name="kvmlab",
+    help="Check what runs in KVM guests: look after this machine, images and labs. Tests run with: pytest --kvm-lab",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(images.app, name="image")
+app.add_typer(labs.app, name="lab")
+app.command("doctor")(doctor.doctor)
+app.command("ps")(runs.ps)
+app.command("reap")(runs.reap)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        print(pytest_kvmlab.__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; an error of ours is told without a traceback, with exit status 1."""
+    try:
+        app()
+    except KvmlabError as error:
+        print(f"kvmlab: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,161 @@
+"""The door to the files of a Linux kernel package: its image and its modules."""
+
+import lzma
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvmlab.errors import ImageError
+
+# Positions in the setup header: the kernel's Documentation/x86/boot.rst
+_SETUP_SECTORS, _MAGIC, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x202, 0x248, 0x24C
+_SECTOR = 512
+_DECOMPRESSORS: Mapping[bytes, Callable[[bytes], bytes]] = {
+    b"\xfd7zXZ\0": lambda packed: lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(packed),
+    b"\x1f\x8b": lambda packed: zlib.decompressobj(wbits=31).decompress(packed),
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """A loadable module.
+
+    Attributes:
+        name: as in `lsmod`, with underscores.
+        path: of its file, below `lib/modules/RELEASE`.
+        content: the ELF file, uncompressed.
+        depends: names of the modules whose symbols it uses.
+        aliases: the patterns of the devices and services that it serves.
+    """
+
+    name: str
+    path: str
+    content: bytes
+    depends: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
+def uncompressed(boot_image: bytes) -> bytes:
+    """Take the ELF kernel out of a `bzImage`.
+
+    QEMU boots it by its PVH note, without the guest having to decompress it: under software emulation
+    1.75 s instead of 4.7 to 5.8 s from power-on to a shell.
+
+    Args:
+        boot_image: the content of a Debian `vmlinuz`.
+
+    Returns:
+        The ELF image; the boot image as it is where it is packed in a way that Python cannot unpack
+        (zstd in some kernels): that boots too, later.
+
+    Raises:
+        ImageError: this is no x86 Linux boot image, or it is damaged.
+    """
+    if boot_image[_MAGIC : _MAGIC + 4] != b"HdrS":
+        raise ImageError("the kernel is no x86 Linux boot image")
+    offset, length = struct.unpack_from("<II", boot_image, _PAYLOAD_OFFSET)
+    start = ((boot_image[_SETUP_SECTORS] or 4) + 1) * _SECTOR + offset
+    payload = boot_image[start : start + length]
+    for magic, decompress in _DECOMPRESSORS.items():
+        if payload.startswith(magic):
+            return _elf(decompress, payload)
+    return boot_image
+
+
+def _elf(decompress: Callable[[bytes], bytes], payload: bytes) -> bytes:
+    try:
+        image = decompress(payload)
+    except (lzma.LZMAError, zlib.error) as error:
+        raise ImageError(f"the kernel image is damaged: {error}") from error
+    if not image.startswith(b"\x7fELF"):
+        raise ImageError("the kernel image does not hold an ELF kernel")
+    return image
+
+
+def with_dependencies(names: Iterable[str], modules_folder: Path) -> list[Module]:
+    """Read modules and, with each, those that it needs.
+
+    Args:
+        names: module names, with dashes or underscores.
+        modules_folder: `lib/modules/RELEASE` of an unpacked kernel package.
+
+    Returns:
+        The modules sorted by path.
+
+    Raises:
+        ImageError: the kernel has no such module, loadable or built in.
+    """
+    files = {_plain(path.name): path for path in modules_folder.rglob("*.ko*")}
+    built_in = {_plain(Path(line).name) for line in (modules_folder / "modules.builtin").read_text().split()}
+    found: dict[str, Module] = {}
+    wanted = [_plain(name) for name in names]
+    while wanted:
+        name = wanted.pop()
+        if name in found or name in built_in:
+            continue
+        if name not in files:
+            raise ImageError(f"the kernel has no module {name}", looked_at=[modules_folder])
+        found[name] = _read_module(files[name], modules_folder)
+        wanted += found[name].depends
+    return sorted(found.values(), key=lambda module: module.path)
+
+
+def index(modules: Iterable[Module]) -> dict[str, str]:
+    """Write the two lists that `modprobe` reads, as `depmod` would: modules.dep(5).
+
+    Args:
+        modules: modules, complete with what they depend on.
+
+    Returns:
+        Content by file name, for `lib/modules/RELEASE`.
+    """
+    named = {module.name: module for module in modules}
+    ordered = sorted(named.values(), key=lambda module: module.path)
+    needed = {
+        module.name: " ".join(named[name].path for name in _load_order(module, named)) for module in ordered
+    }
+    return {
+        "modules.dep": "".join(f"{module.path}: {needed[module.name]}\n" for module in ordered),
+        "modules.alias": "".join(f"alias {alias} {m.name}\n" for m in ordered for alias in m.aliases),
+    }
+
+
+def _load_order(module: Module, named: Mapping[str, Module]) -> list[str]:
+    """All that a module needs, nearest first: modprobe loads from the end."""
+    order: list[str] = []
+    for name in module.depends:
+        if name in named:  # absent: built into the kernel
+            order += [name, *_load_order(named[name], named)]
+    return list(reversed(dict.fromkeys(reversed(order))))
+
+
+def _plain(name: str) -> str:
+    return name.partition(".ko")[0].replace("-", "_")
+
+
+def _read_module(path: Path, modules_folder: Path) -> Module:
+    content = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+    fields = [entry.partition("=")[::2] for entry in _modinfo(content).decode().split("\0")]
+    depends = ",".join(value for key, value in fields if key == "depends")
+    return Module(
+        name=_plain(path.name),
+        path=str(path.relative_to(modules_folder)).removesuffix(".xz"),
+        content=content,
+        depends=tuple(_plain(name) for name in depends.split(",") if name),
+        aliases=tuple(value for key, value in fields if key == "alias"),
+    )
+
+
+def _modinfo(elf: bytes) -> bytes:
+    """The section of a 64-bit little-endian ELF file that describes a module: elf(5)."""
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    size, count, names_index = struct.unpack_from("<HHH", elf, 0x3A)
+    # name, type, flags, address, offset, size
+    headers = [struct.unpack_from("<IIQQQQ", elf, table + number * size) for number in range(count)]
+    names_offset = headers[names_index][4]
+    for name, _, _, _, offset, length in headers:
+        if elf[names_offset + name :].startswith(b".modinfo\0"):
+            return elf[offset : offset + length]
+    return b""

@@ -1,0 +1,93 @@
+"""The timed events of a run: data from which every report is drawn, and which every room may write."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        at: when it ended, in seconds since the epoch.
+        subject: the guest or image that it happened to; empty for the run itself.
+        kind: `begin` and `phase` (the start and the end of create, ssh, ready, …), `command` or `power`.
+        name: which phase or command.
+        seconds: how long it took.
+        outcome: empty if it went well, else what went wrong.
+    """
+
+    at: float
+    subject: str
+    kind: str
+    name: str
+    seconds: float = 0.0
+    outcome: str = ""
+
+
+@dataclass
+class Journal:
+    """Events in the order in which they ended, kept in memory and, line by line, in a file.
+
+    Attributes:
+        listeners: called with each event on the thread that wrote it, such as a progress display.
+    """
+
+    listeners: list[Callable[[Event], None]] = field(default_factory=list)
+    _events: list[Event] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _file: TextIO | None = None
+
+    def write_to(self, path: Path) -> None:
+        """Append every later event to a file, one JSON object a line.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1)
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def note(self, subject: str, kind: str, name: str, *, seconds: float = 0.0, outcome: str = "") -> None:
+        """Write down one event that has just ended."""
+        event = Event(time.time(), subject, kind, name, seconds, outcome)
+        with self._lock:
+            self._events.append(event)
+            if self._file is not None:
+                # A full disk must not fail a test: the events in memory are the ones reports use.
+                with contextlib.suppress(OSError):
+                    self._file.write(json.dumps(asdict(event)) + "\n")
+        for listener in self.listeners:
+            listener(event)
+
+    @contextlib.contextmanager
+    def phase(self, subject: str, name: str) -> Iterator[None]:
+        """Time a phase; an exception that ends it is written down and goes on."""
+        started = time.monotonic()
+        self.note(subject, "begin", name)
+        try:
+            yield
+        except BaseException as error:
+            self.note(subject, "phase", name, seconds=time.monotonic() - started, outcome=_first_line(error))
+            raise
+        self.note(subject, "phase", name, seconds=time.monotonic() - started)
+
+    def of(self, subject: str, kind: str) -> list[Event]:
+        """The events of one kind that happened to one subject, oldest first."""
+        with self._lock:
+            return [event for event in self._events if (event.subject, event.kind) == (subject, kind)]
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:500]

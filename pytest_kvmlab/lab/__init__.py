@@ -1,0 +1,1 @@
+"""Lifetimes and sequence: images, hosts, guests, waits."""

@@ -1,0 +1,139 @@
+"""Which accelerator really boots a guest here. `/dev/kvm` that opens, and a libvirt that lists KVM, prove nothing."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pytest_kvmlab.checks import KVM
+from pytest_kvmlab.errors import GuestError, HostError, KvmlabError
+from pytest_kvmlab.lab.launch import Launcher
+from pytest_kvmlab.plan.guest import Accel
+from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.spec.validation import validate
+
+_PROBE_SOURCE = "the accelerator's probe"
+_PROBE = {"image": "micro", "video": "none", "login": {"channel": "none"}, "ready": "console:micro: ready"}
+# The probe image needs half a second with KVM on today's processors, and two under emulation.
+_KVM_SECONDS = 8.0
+_TCG_SECONDS = 120.0
+_SECONDS_WITH_KVM = 0.5
+_UNMEASURED_SCALE = 5.0
+_MOST_SCALE = 12.0  # beyond that a hang costs more than patience gains
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found out about this machine.
+
+    Attributes:
+        accel: `kvm` or `tcg` (QEMU's software emulation).
+        why: the reason, for the report header.
+        timeout_scale: how much slower than with KVM a guest is here: what timeouts are multiplied by.
+    """
+
+    accel: Accel
+    why: str
+    timeout_scale: float
+
+
+def prove(wish: str, launcher: Callable[[Accel], Launcher], cache: Path) -> Verdict:
+    """Find out which accelerator to use, by booting a guest with it; once per boot of this machine.
+
+    Args:
+        wish: `auto`, `kvm` or `tcg`.
+        launcher: gives a launcher that uses an accelerator.
+        cache: a folder that keeps verdicts.
+
+    Returns:
+        The verdict. Where no guest can be booted to prove it, emulation, with the reason.
+
+    Raises:
+        HostError: `kvm` was asked for, and no guest boots with it.
+    """
+    file = cache / f"{_key(wish)}.json"
+    verdict = _remembered(file)
+    if verdict is None:
+        verdict = _find_out(wish, launcher)
+        _remember(file, verdict)
+    if wish == "kvm" and verdict.accel != "kvm":
+        raise HostError(
+            f"KVM does not work here: {verdict.why}", "use --kvm-accel=auto, or mend KVM", check=KVM.name
+        )
+    return verdict
+
+
+def _find_out(wish: str, launcher: Callable[[Accel], Launcher]) -> Verdict:
+    obstacle = "emulation was asked for" if wish == "tcg" else _obstacle_to_kvm(launcher)
+    if not obstacle:
+        return Verdict("kvm", "a guest booted with it", 1.0)
+    try:
+        seconds = _boot_seconds(launcher("tcg"), _TCG_SECONDS)
+    except KvmlabError as error:
+        return Verdict("tcg", f"{obstacle}; unmeasured: {error.message}", _UNMEASURED_SCALE)
+    return Verdict("tcg", obstacle, min(_MOST_SCALE, max(1.0, round(seconds / _SECONDS_WITH_KVM, 1))))
+
+
+def _obstacle_to_kvm(launcher: Callable[[Accel], Launcher]) -> str:
+    """Why KVM cannot be used; empty if a guest booted with it."""
+    finding = KVM.look()
+    if not finding.ok:
+        return finding.seen
+    try:
+        _boot_seconds(launcher("kvm"), _KVM_SECONDS)
+    except GuestError as error:
+        return f"/dev/kvm opens, but a guest does not boot with it within {_KVM_SECONDS:g} s: {error.message[-120:]}"
+    except KvmlabError as error:
+        return f"unproved: {error.message}"
+    return ""
+
+
+def _boot_seconds(launcher: Launcher, timeout: float) -> float:
+    keys = validate(GuestKeys, _PROBE, source=_PROBE_SOURCE)
+    started = time.monotonic()
+    with launcher.guest("probe", keys, source=_PROBE_SOURCE, witness=_ignore, timeout=timeout):
+        return time.monotonic() - started
+
+
+def _ignore(*_: object) -> bool:
+    """The probe leaves no evidence, and is not kept: its verdict is what counts."""
+    return False
+
+
+def _key(wish: str) -> str:
+    """What a verdict depends on: this boot of the machine, its kernel, its QEMU, and who asks."""
+    emulator = shutil.which("qemu-system-x86_64")
+    build = Path(emulator).stat() if emulator else None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    facts = [
+        wish,
+        boot,
+        platform.release(),
+        emulator,
+        build and (build.st_mtime_ns, build.st_size),
+        os.getuid(),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _remembered(file: Path) -> Verdict | None:
+    try:
+        return Verdict(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _remember(file: Path, verdict: Verdict) -> None:
+    """Keep a verdict; where nothing can be written, the next run finds out again."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(asdict(verdict)))
+        fresh.rename(file)
+    except OSError:
+        return

@@ -1,0 +1,64 @@
+"""A lab brought up by hand: its guests stay with a keeper of their own until they are taken down."""
+
+import os
+import time
+from dataclasses import replace
+
+from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.journal import Journal
+from pytest_kvmlab.keeper.client import Keeper
+from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.lab.build import Progress
+from pytest_kvmlab.lab.guest import Guest
+from pytest_kvmlab.lab.hosts import choose_host
+from pytest_kvmlab.lab.run import Run, capabilities_folder, open_run
+from pytest_kvmlab.spec.labfile import LabSpec, boot_order
+from pytest_kvmlab.spec.options import Options
+
+
+def bring_up(lab: LabSpec, options: Options, *, seconds: float, progress: Progress) -> RunFolder:
+    """Start the guests of a lab, in their order, and leave them to a keeper.
+
+    Args:
+        lab: the lab.
+        options: how to run.
+        seconds: after which the keeper ends them.
+        progress: told what is being done.
+
+    Returns:
+        The run that they are of.
+
+    Raises:
+        KvmlabError: a guest does not get ready; what was started is taken down again.
+    """
+    choice = choose_host(options.host)
+    if not (choice.private or choice.kind == "embed"):
+        raise ConfigError(
+            "guests of a shared libvirt cannot be kept: no keeper could end them", "use --kvm-host=private"
+        )
+    record = {"owner": os.getpid(), "started": time.time(), "lab": str(lab.path), "host": choice.kind}
+    keeper = Keeper(
+        {**record, "command": ["kvmlab", "lab", "up", lab.name]},
+        capabilities=capabilities_folder(options) if choice.private else None,
+    )
+    try:
+        kept = replace(options, keep="always")
+        run = open_run(kept, choice, keeper.folder, worker="up", journal=Journal(), progress=progress)
+        _start_guests(lab, run, progress)
+        keeper.keep(seconds)
+    finally:
+        keeper.close()
+    return keeper.folder
+
+
+def _start_guests(lab: LabSpec, run: Run, progress: Progress) -> None:
+    names = boot_order(lab)
+    for number, name in enumerate(names):
+        progress(f"starting {name}", number / len(names))
+        keys = lab.guests[name]
+        with run.launcher.guest(name, keys, source=f"guest {name!r} of {lab.path}", witness=_keep):
+            pass
+
+
+def _keep(_guest: Guest, error: BaseException | None) -> bool:
+    return error is None

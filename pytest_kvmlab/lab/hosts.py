@@ -1,0 +1,158 @@
+"""Where guests run: a private libvirt host, the embedded driver, or a libvirt that is there already."""
+
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvmlab.checks import NEEDED_FOR_EMBED, NEEDED_FOR_PRIVATE_HOST, Check, examine
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.drivers.libvirt import Connection
+from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.client import dial
+from pytest_kvmlab.keeper.daemon import embedded_files, share_capabilities
+from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.lab.waits import until
+
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class HostChoice:
+    """Which kind of host a run uses.
+
+    Attributes:
+        kind: `private`, `embed`, or a local libvirt URI.
+        why: the reason, for the report header.
+    """
+
+    kind: str
+    why: str
+
+    @property
+    def private(self) -> bool:
+        """Whether the keeper has to start a libvirt of the run's own."""
+        return self.kind == "private"
+
+
+def choose_host(wish: str) -> HostChoice:
+    """Decide where guests run.
+
+    Args:
+        wish: `auto`, `private`, `embed` or a local libvirt URI.
+
+    Returns:
+        The choice. `auto` is `private` where the kernel lets this user make namespaces, else `embed`.
+
+    Raises:
+        HostError: what was asked for is not possible here, with the check that says why.
+    """
+    if wish not in ("auto", "private", "embed"):
+        return HostChoice(wish, "asked for")
+    if wish == "embed":
+        _require(NEEDED_FOR_EMBED, "the embedded driver cannot be used")
+        return HostChoice("embed", "asked for")
+    if wish == "private":
+        _require(NEEDED_FOR_PRIVATE_HOST, "a private host is not possible")
+        return HostChoice("private", "asked for")
+    lacking = [finding.seen for _, finding in examine(NEEDED_FOR_PRIVATE_HOST) if not finding.ok]
+    if not lacking:
+        return HostChoice("private", "namespaces can be made here")
+    _require(NEEDED_FOR_EMBED, f"there is neither a private host ({lacking[0]}) nor the embedded driver")
+    return HostChoice("embed", f"no private host: {lacking[0]}")
+
+
+def _require(checks: Iterable[Check], otherwise: str) -> None:
+    for check, finding in examine(checks):
+        if not finding.ok:
+            raise HostError(f"{otherwise}: {finding.seen}", finding.remedy, check=check.name)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A libvirt that starts guests for this process.
+
+    Attributes:
+        choice: which kind, and why.
+        folder: the run's folder, where disks and sockets of guests are.
+        connection: libvirt.
+        dial: opens a TCP connection as seen from where QEMU runs; takes address, port and seconds, and
+            raises OSError if nobody accepts.
+    """
+
+    choice: HostChoice
+    folder: RunFolder
+    connection: Connection
+    dial: Callable[[str, int, float], socket.socket]
+
+    @property
+    def autodestroy(self) -> bool:
+        """Whether guests can be tied to this connection; the embedded driver cannot."""
+        return self.choice.kind != "embed"
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+def open_host(choice: HostChoice, folder: RunFolder, *, worker: str, capabilities: Path) -> Host:
+    """Connect this process to the host of its run.
+
+    Args:
+        choice: the kind of host.
+        folder: the run's folder; the keeper of a private host has been started already.
+        worker: this process's name within the run; the embedded driver needs a root for each process.
+        capabilities: a folder that outlives runs; libvirt remembers there what it found out about QEMU.
+
+    Raises:
+        HostError: it does not answer, with the reason that it left.
+    """
+    if choice.private:
+        return Host(choice, folder, _connect_private(folder), _dial_inside(folder))
+    if choice.kind == "embed":
+        return Host(choice, folder, _connect_embedded(folder, worker, capabilities), _dial_here)
+    return Host(choice, folder, Connection(choice.kind), _dial_here)
+
+
+def _connect_private(folder: RunFolder) -> Connection:
+    """Wait for the keeper to have started libvirt, and connect."""
+    until(lambda: _answered(folder), Deadline(_START_SECONDS))
+    uri = folder.read("host.json").get("uri")
+    try:
+        if uri and not folder.failure_file.exists():
+            return Connection(str(uri))
+    except HostError as error:
+        raise _private_failure(folder, error.message) from error
+    raise _private_failure(folder, f"no answer within {_START_SECONDS:.0f} s")
+
+
+def _answered(folder: RunFolder) -> bool | None:
+    return True if folder.host_file.exists() or folder.failure_file.exists() else None
+
+
+def _private_failure(folder: RunFolder, message: str) -> HostError:
+    reason = folder.failure_file.read_text().strip() if folder.failure_file.exists() else message
+    return HostError(
+        f"the private libvirt host did not start: {reason}",
+        "run: kvmlab doctor",
+        check="libvirt",
+        looked_at=[folder.path],
+    )
+
+
+def _dial_inside(folder: RunFolder) -> Callable[[str, int, float], socket.socket]:
+    return lambda address, port, seconds: dial(folder, address, port, timeout=seconds)
+
+
+def _dial_here(address: str, port: int, seconds: float) -> socket.socket:
+    return socket.create_connection((address, port), timeout=seconds)
+
+
+def _connect_embedded(folder: RunFolder, worker: str, capabilities: Path) -> Connection:
+    """Open the driver inside this process; its root has to hold the configuration before (drvqemu.html)."""
+    root = folder.path / f"embed-{worker}"
+    for path, content in embedded_files(root).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    share_capabilities(root / "cache", capabilities)
+    return Connection(f"qemu:///embed?root={root}")

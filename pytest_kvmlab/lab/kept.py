@@ -1,0 +1,86 @@
+"""Guests that stay after their run: what is written down so that another process finds its way in."""
+
+import json
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pytest_kvmlab.drivers.ssh import SshChannel
+from pytest_kvmlab.drivers.ssh_login import Login
+from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.keeper.client import dial
+from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.lab.guest import SSH_PORT, Guest
+from pytest_kvmlab.lab.machine import connect_serial
+
+KEPT_SECONDS = 8 * 3600.0
+RECORD = "kept.json"
+
+
+def leave(guest: Guest) -> None:
+    """Let go of a guest and write down how it is reached; the run's keeper has it from now on.
+
+    The private key of its login lies beside the record already, readable by its owner only; a password is
+    never written down.
+    """
+    if guest.spec.login.channel == "ssh":
+        guest.machine.forwarded_port(SSH_PORT)
+    record = {
+        "name": guest.name,
+        "image": guest.spec.image,
+        "user": guest.spec.login.user,
+        "channel": guest.spec.login.channel,
+        "host_key": guest.host_key,
+        "ports": guest.machine.forwarded,
+    }
+    folder = guest.machine.plan.serial_socket.parent
+    guest.let_go()
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
+
+
+def kept_guests(run: RunFolder) -> dict[str, Path]:
+    """The guests of a run that were left to its keeper: their folders by name."""
+    records = sorted(run.guests.glob(f"*/{RECORD}"))
+    return {str(json.loads(record.read_text())["name"]): record.parent for record in records}
+
+
+def ssh_to(run: RunFolder, folder: Path, *, password: str | None = None) -> SshChannel:
+    """An SSH channel to a kept guest, not yet open.
+
+    Args:
+        run: the run that it is of.
+        folder: the guest's folder.
+        password: for a login that has one.
+
+    Raises:
+        ConfigError: the guest has no SSH.
+    """
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    port = record["ports"].get(str(SSH_PORT))
+    if port is None:
+        raise ConfigError(f"{record['name']} has no SSH login", "use: kvmlab lab console")
+    login = Login(
+        record["user"],
+        private_key=None if password else (folder / "id_ed25519").read_text(),
+        password=password,
+    )
+    return SshChannel(
+        record["name"], partial(_dial, run, port), login, host_key=record["host_key"] or "learn"
+    )
+
+
+def serial_of(folder: Path) -> socket.socket:
+    """The serial line of a kept guest.
+
+    Args:
+        folder: the guest's folder.
+
+    Raises:
+        GuestError: somebody else is connected to it, or the guest is gone.
+    """
+    return connect_serial(folder / "serial.sock")
+
+
+def _dial(run: RunFolder, port: int, seconds: float) -> socket.socket:
+    return dial(run, "127.0.0.1", port, timeout=seconds)

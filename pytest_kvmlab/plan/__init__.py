@@ -1,0 +1,1 @@
+"""What was decided: a frozen plan of each guest, and its libvirt XML. Pure."""

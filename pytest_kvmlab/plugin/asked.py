@@ -1,0 +1,65 @@
+"""What a test asks for: its marks and its lab, as one set of keys."""
+
+from functools import cache
+
+import pytest
+
+from pytest_kvmlab.lab.shipped import shipped_labs
+from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.spec.labfile import LabSpec, find_lab, load_lab, locate_lab
+from pytest_kvmlab.spec.marker import KvmMark, WrittenMark, merge_marks
+from pytest_kvmlab.spec.options import Options
+from pytest_kvmlab.spec.selection import needs_lab, select_guest
+
+
+def merged_mark(node: pytest.Item | pytest.Collector, extra: dict[str, object] | None = None) -> KvmMark:
+    """All `kvm` marks of a test or module as one, the nearest winning.
+
+    Args:
+        node: the test or module.
+        extra: keys that are nearer than any mark, such as those of a call of `make_guest`.
+
+    Raises:
+        ConfigError: a mark has an unknown key or a wrong value.
+    """
+    where, folder = node.nodeid, node.path.parent
+    written = [WrittenMark(where, folder, mark.kwargs, mark.args) for mark in node.iter_markers("kvm")]
+    if extra:
+        written.insert(0, WrittenMark(f"make_guest in {where}", folder, extra))
+    return merge_marks(written)
+
+
+def asked_guest(
+    node: pytest.Item | pytest.Collector, options: Options, extra: dict[str, object] | None = None
+) -> tuple[str, GuestKeys]:
+    """Which guest a test asks for.
+
+    Args:
+        node: the test or module.
+        options: how to run.
+        extra: keys that are nearer than any mark.
+
+    Returns:
+        The guest's name, and its keys from marks and lab file.
+
+    Raises:
+        ConfigError: marks or lab file are wrong, or leave open which guest is meant.
+    """
+    mark = merged_mark(node, extra)
+    return select_guest(mark, _lab(mark, node, options), where=node.nodeid)
+
+
+def _lab(mark: KvmMark, node: pytest.Item | pytest.Collector, options: Options) -> LabSpec | None:
+    """The lab of a test: its mark's, else the nearest file at or above it, else the option's."""
+    if not needs_lab(mark):
+        return None
+    if mark.lab is not None:
+        return load_lab_once(locate_lab(mark.lab, shipped_labs(), node.path.parent))
+    if path := find_lab(node.path.parent):
+        return load_lab_once(path)
+    if options.lab_file is not None:
+        return load_lab_once(locate_lab(options.lab_file, shipped_labs(), node.config.invocation_params.dir))
+    return None
+
+
+load_lab_once = cache(load_lab)

@@ -1,0 +1,1 @@
+"""What is asked for: options, marks, lab files and recipes become frozen models. Pure."""

@@ -1,0 +1,186 @@
+"""Lab files: guests that belong together, described in `NAME.lab.toml`."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, WithJsonSchema
+
+from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.spec.guest import GuestKeys, Keys, anchored
+from pytest_kvmlab.spec.names import GUEST_NAME, check_guest_name, nearest
+from pytest_kvmlab.spec.validation import validate
+
+SUFFIX = ".lab.toml"
+
+_LARGEST_FILE = 2**20
+
+
+GuestName = Annotated[
+    str, AfterValidator(check_guest_name), WithJsonSchema({"type": "string", "pattern": f"^{GUEST_NAME}$"})
+]
+
+
+def _not_empty(guests: dict[str, "LabGuest"]) -> dict[str, "LabGuest"]:
+    if not guests:
+        raise ValueError("a lab has at least one guest: [guest.web]")
+    return guests
+
+
+class LabGuest(GuestKeys):
+    """A guest of a lab: its keys, and the guests that are started before it."""
+
+    after: tuple[str, ...] = ()
+
+
+class _LabFile(Keys):
+    """What a lab file may say."""
+
+    guest: Annotated[dict[GuestName, LabGuest], AfterValidator(_not_empty)]
+
+
+@dataclass(frozen=True)
+class LabSpec:
+    """A lab as its file describes it: every path in it is absolute if the file's was."""
+
+    name: str
+    path: Path
+    guests: Mapping[str, LabGuest]
+
+
+def load_lab(path: Path) -> LabSpec:
+    """Read a lab file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The lab; the defaults of its guests are not filled in yet, because their images have a say.
+
+    Raises:
+        ConfigError: the file cannot be read, is no TOML, says something unknown or wrong, starts guests in a
+            circle, or gives two network cards one MAC address.
+    """
+    parsed = validate(_LabFile, _parse(path), source=str(path))
+    guests = {name: anchored(guest, path.parent) for name, guest in parsed.guest.items()}
+    lab = LabSpec(path.name.removesuffix(SUFFIX), path, guests)
+    _check_order(lab)
+    _check_macs(lab)
+    return lab
+
+
+def find_lab(start: Path) -> Path | None:
+    """Find the lab of a folder.
+
+    Args:
+        start: a folder, or a file in it.
+
+    Returns:
+        The nearest `*.lab.toml` in this folder or one above it, if there is one.
+
+    Raises:
+        ConfigError: the nearest folder that has one has two.
+    """
+    for folder in (start, *start.parents):
+        found = sorted(folder.glob(f"*{SUFFIX}"))
+        if len(found) > 1:
+            raise ConfigError(
+                f"{folder} has more than one lab file", "name one: --kvm-lab-file", looked_at=found
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def boot_order(lab: LabSpec) -> list[str]:
+    """The guests of a lab in an order in which each comes behind those that it is started after."""
+    return list(TopologicalSorter({name: guest.after for name, guest in lab.guests.items()}).static_order())
+
+
+def locate_lab(wish: str, shipped: Path, folder: Path) -> Path:
+    """Find a lab that was named.
+
+    Args:
+        wish: the path of a lab file, or the name of a shipped lab.
+        shipped: the folder of the shipped labs, one folder each.
+        folder: relative paths are seen from here.
+
+    Returns:
+        The lab file, whether it can be read or not.
+
+    Raises:
+        ConfigError: it is no path, and no shipped lab has this name.
+    """
+    if wish.endswith(".toml") or "/" in wish:
+        return folder / wish
+    known = {path.parent.name: path for path in sorted(shipped.glob(f"*/*{SUFFIX}"))}
+    if wish not in known:
+        raise ConfigError(
+            f"no lab is called {wish!r}{nearest(wish, known)}",
+            f"name one of {', '.join(known) or '(none is shipped)'}, or the path of a lab file",
+            looked_at=[shipped],
+        )
+    return known[wish]
+
+
+def lab_schema() -> dict[str, Any]:
+    """Describe lab files to an editor.
+
+    Returns:
+        A JSON Schema, draft 2020-12.
+    """
+    schema = _LabFile.model_json_schema() | {"title": "pytest-kvmlab lab file"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_read(path).decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8", "save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: no valid TOML: {error}", "see https://toml.io/en/v1.0.0") from None
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is not a file", "name the lab file itself")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the path") from None
+    if len(content) > _LARGEST_FILE:
+        raise ConfigError(f"{path} is larger than 1 MiB", "is it really a lab file?")
+    return content
+
+
+def _check_order(lab: LabSpec) -> None:
+    for name, guest in lab.guests.items():
+        for other in guest.after:
+            if other not in lab.guests:
+                known = nearest(other, lab.guests)
+                raise ConfigError(f"{lab.path}: guest.{name}.after: no guest is called {other!r}{known}")
+    try:
+        TopologicalSorter({name: guest.after for name, guest in lab.guests.items()}).prepare()
+    except CycleError as error:
+        circle = " after ".join(reversed(error.args[1]))
+        raise ConfigError(f"{lab.path}: guests wait for each other: {circle}") from None
+
+
+def _check_macs(lab: LabSpec) -> None:
+    owners: dict[str, str] = {}
+    for place, mac in _macs(lab):
+        if mac in owners:
+            raise ConfigError(f"{lab.path}: {owners[mac]} and {place} have one MAC address, {mac}")
+        owners[mac] = place
+
+
+def _macs(lab: LabSpec) -> Iterator[tuple[str, str]]:
+    for name, guest in lab.guests.items():
+        for index, nic in enumerate(guest.networks or ()):
+            if nic.mac is not None:
+                yield f"guest.{name}.networks[{index}]", nic.mac

@@ -1,0 +1,204 @@
+"""A guest with nothing left open: every key has its value, and the values fit together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.spec.access import Channel, GeneratedHostKey, HostKey, LoginKeys
+from pytest_kvmlab.spec.guest import (
+    BootDevice,
+    Clock,
+    DiskKeys,
+    Firmware,
+    GuestKeys,
+    Machine,
+    NetworkKeys,
+    Sound,
+    Video,
+)
+from pytest_kvmlab.spec.quantity import MIB
+from pytest_kvmlab.spec.readiness import Readiness
+
+# docs/system/i386/microvm.rst of QEMU: "Up to eight virtio-mmio devices".
+_MICROVM_SLOTS = 8
+# Two channels with two drives each.
+_IDE_DRIVES = 4
+
+
+@dataclass(frozen=True)
+class Login:
+    """How to get in: a user with a password, a key file, or (neither) the run's own key, over one channel."""
+
+    user: str
+    password: SecretStr | None
+    key: Path | None
+    channel: Channel
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """What one guest is, all defaults filled in; memory in bytes.
+
+    `kernel`, `initrd` and `cmdline` of `None` leave it to the image, `cpu` of `None` to the accelerator.
+    """
+
+    image: str
+    vcpus: int
+    memory: int
+    machine: Machine
+    cpu: str | None
+    firmware: Firmware
+    disks: tuple[DiskKeys, ...]
+    cdrom: Path | None
+    boot: tuple[BootDevice, ...]
+    networks: tuple[NetworkKeys, ...]
+    sound: Sound | None
+    clock: Clock
+    rng: bool
+    tpm: bool
+    video: Video
+    kernel: Path | None
+    initrd: Path | None
+    cmdline: str | None
+    login: Login
+    host_key: HostKey
+    ready: Readiness | None
+
+
+def resolve_guest(keys: GuestKeys, *, source: str) -> GuestSpec:
+    """Fill in the defaults and check that the whole can work.
+
+    Args:
+        keys: all layers merged.
+        source: the guest as the reader knows it, for messages: `guest 'web' of wiki.lab.toml`.
+
+    Returns:
+        The guest to plan.
+
+    Raises:
+        ConfigError: no image is named, or two keys exclude each other.
+    """
+    if keys.image is None:
+        raise ConfigError(f"{source}: no image is named", 'give it one: image = "micro"')
+    spec = _with_defaults(keys, keys.image)
+    for rule in _RULES:
+        if rule.broken(spec):
+            raise ConfigError(f"{source}: {rule.message}", rule.hint)
+    return spec
+
+
+def _with_defaults(keys: GuestKeys, image: str) -> GuestSpec:
+    machine = keys.machine or "q35"
+    networks = (NetworkKeys(),) if keys.networks is None else keys.networks
+    return GuestSpec(
+        image=image,
+        vcpus=keys.vcpus or 1,
+        memory=keys.memory or 256 * MIB,
+        machine=machine,
+        cpu=keys.cpu,
+        firmware=keys.firmware or "bios",
+        disks=keys.disks or (),
+        cdrom=keys.cdrom,
+        boot=_boot_order(keys),
+        networks=networks,
+        sound=keys.sound,
+        clock=keys.clock or "utc",
+        rng=keys.rng is not False,
+        tpm=bool(keys.tpm),
+        video=keys.video or _default_video(machine),
+        kernel=keys.kernel,
+        initrd=keys.initrd,
+        cmdline=keys.cmdline,
+        login=_login(keys.login or LoginKeys(), networked=bool(networks)),
+        host_key=keys.host_key or GeneratedHostKey(),
+        ready=keys.ready,
+    )
+
+
+def _boot_order(keys: GuestKeys) -> tuple[BootDevice, ...]:
+    if keys.boot is not None:
+        return keys.boot
+    return ("disk", "cdrom") if keys.cdrom else ("disk",)
+
+
+def _default_video(machine: Machine) -> Video:
+    """A VGA card is what every guest can drive without a driver, so a failed test always has a screenshot."""
+    return "none" if machine == "microvm" else "vga"
+
+
+def _login(keys: LoginKeys, *, networked: bool) -> Login:
+    channel = keys.channel or ("ssh" if networked else "serial")
+    return Login(user=keys.user, password=keys.password, key=keys.key, channel=channel)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Two keys that exclude each other."""
+
+    broken: Callable[[GuestSpec], bool]
+    message: str
+    hint: str
+
+
+def _not_on_microvm(broken: Callable[[GuestSpec], bool], what: str) -> _Rule:
+    return _Rule(
+        lambda spec: spec.machine == "microvm" and broken(spec),
+        f"machine 'microvm' has {what}",
+        'use machine = "q35", or leave that key out',
+    )
+
+
+def _virtio_devices(spec: GuestSpec) -> int:
+    """The agent's channel and the image's disk are always there."""
+    return 2 + len(spec.networks) + len(spec.disks) + spec.rng
+
+
+def _ide_drives(spec: GuestSpec) -> int:
+    """The CD-ROM drive of a `pc` is on the IDE bus too."""
+    return sum(disk.bus == "ide" for disk in spec.disks) + (spec.machine == "pc" and spec.cdrom is not None)
+
+
+_RULES = (
+    _not_on_microvm(lambda spec: spec.cdrom is not None, "no CD-ROM drive"),
+    _not_on_microvm(lambda spec: spec.firmware == "uefi", "no UEFI firmware"),
+    _not_on_microvm(
+        lambda spec: any(nic.model != "virtio" for nic in spec.networks), "only virtio network cards"
+    ),
+    _not_on_microvm(lambda spec: any(disk.bus != "virtio" for disk in spec.disks), "only virtio disks"),
+    _not_on_microvm(lambda spec: spec.sound is not None, "no sound card"),
+    _not_on_microvm(lambda spec: spec.tpm, "no TPM"),
+    _not_on_microvm(lambda spec: spec.video != "none", "no display"),
+    _not_on_microvm(lambda spec: "network" in spec.boot, "no network boot"),
+    _not_on_microvm(
+        lambda spec: _virtio_devices(spec) > _MICROVM_SLOTS,
+        f"places for {_MICROVM_SLOTS} virtio devices only",
+    ),
+    _Rule(
+        lambda spec: spec.machine != "pc" and any(disk.bus == "ide" for disk in spec.disks),
+        "a disk on the IDE bus needs machine 'pc'",
+        'use bus = "sata", or machine = "pc"',
+    ),
+    _Rule(
+        lambda spec: _ide_drives(spec) > _IDE_DRIVES,
+        f"the IDE bus has places for {_IDE_DRIVES} drives only",
+        'use bus = "sata" or bus = "virtio"',
+    ),
+    _Rule(
+        lambda spec: "cdrom" in spec.boot and spec.cdrom is None,
+        "boot names the CD-ROM, but there is none",
+        'give it one: cdrom = "installer.iso"',
+    ),
+    _Rule(
+        lambda spec: "network" in spec.boot and not spec.networks,
+        "boot names the network, but the guest has no network card",
+        "leave out networks = []",
+    ),
+    _Rule(
+        lambda spec: spec.login.channel == "ssh" and not spec.networks,
+        "login is over SSH, but the guest has no network card",
+        'use login = { channel = "serial" }, or leave out networks = []',
+    ),
+)

@@ -1,0 +1,53 @@
+"""Which guest a test means: the mark's image, a guest of a lab, or the lab's only one."""
+
+from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.spec.guest import GuestKeys, merge
+from pytest_kvmlab.spec.labfile import LabSpec
+from pytest_kvmlab.spec.marker import KvmMark
+from pytest_kvmlab.spec.names import nearest
+
+DEFAULT_NAME = "guest"
+
+
+def select_guest(mark: KvmMark, lab: LabSpec | None, *, where: str) -> tuple[str, GuestKeys]:
+    """Decide which guest the fixture `guest` gives.
+
+    Args:
+        mark: what the test says.
+        lab: the lab of the test, if it has one.
+        where: the test, for messages.
+
+    Returns:
+        The guest's name, and what mark and lab file say about it together.
+
+    Raises:
+        ConfigError: there is neither an image nor a lab, or the lab has several guests and none is named.
+    """
+    if lab is None or (mark.guest is None and mark.lab is None and mark.image is not None):
+        if mark.guest is not None:
+            raise ConfigError(
+                f"{where}: guest {mark.guest!r} is of no lab: there is no lab file at or above the test",
+                'write a NAME.lab.toml, or name a lab: kvm(lab="wiki")',
+            )
+        return DEFAULT_NAME, mark
+    name = mark.guest or _only(lab, where)
+    if name not in lab.guests:
+        raise ConfigError(
+            f"{where}: {lab.path} has no guest {name!r}{nearest(name, lab.guests)}",
+            f"its guests: {', '.join(lab.guests)}",
+        )
+    return name, merge(mark, lab.guests[name])
+
+
+def _only(lab: LabSpec, where: str) -> str:
+    if len(lab.guests) > 1:
+        raise ConfigError(
+            f"{where}: {lab.path} has several guests: {', '.join(lab.guests)}",
+            f"say which: kvm(guest={next(iter(lab.guests))!r})",
+        )
+    return next(iter(lab.guests))
+
+
+def needs_lab(mark: KvmMark) -> bool:
+    """Whether a test with this mark looks for a lab: it names one or a guest of one, or it names no image."""
+    return mark.lab is not None or mark.guest is not None or mark.image is None

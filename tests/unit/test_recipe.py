@@ -1,0 +1,81 @@
+"""Recipes: what `image.toml` may say, and how a mistake is told."""
+
+from pathlib import Path
+
+import pytest
+
+from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.lab.build import recipe_digest, recipes
+from pytest_kvmlab.spec.recipe import load_recipe
+
+RECIPE = """
+kind = "initramfs"
+kernel = "linux-image-amd64"
+packages = ["busybox-static"]
+files = ["usr/bin/busybox"]
+modules = ["ext4"]
+[data]
+size = "64MiB"
+[boot]
+cmdline = "console=ttyS0"
+[guest]
+memory = "256MiB"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / "image.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_shipped_recipes_are_valid() -> None:
+    shipped = {name: load_recipe(folder) for name, folder in recipes().items()}
+    assert shipped["micro"].name == "micro"
+
+
+def test_the_folder_names_the_image(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path / "tiny", RECIPE))
+    assert (recipe.name, recipe.keys.data.size, recipe.guest) == ("tiny", 64 * 2**20, {"memory": "256MiB"})
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("packages", "packges", r"packges: unknown key \(did you mean 'packages'\?\)"),
+        ("size", "sise", r"data.sise: unknown key \(did you mean 'size'\?\)"),
+        ("memory", "memroy", r"guest.memroy: unknown key \(did you mean 'memory'\?\)"),
+        ('"initramfs"', '"initrafms"', r"kind: .*found 'initrafms'"),
+        ('"64MiB"', "64", r"data.size: .*unit"),
+        ('"busybox-static"', '"--allow-unauthenticated"', r"packages\[0\]"),
+        ('"usr/bin/busybox"', '"../../etc/shadow"', r"files\[0\]: .*found '../../etc/shadow'"),
+        ('"usr/bin/busybox"', '"/etc/shadow"', r"files\[0\]: .*without a leading slash"),
+        ('kernel = "linux-image-amd64"', "", "kernel: missing"),
+        ("kind =", "kind", "is not TOML"),
+    ],
+)
+def test_a_mistake_names_file_key_and_what_is_valid(
+    tmp_path: Path, right: str, wrong: str, told: str
+) -> None:
+    folder = written(tmp_path / "tiny", RECIPE.replace(right, wrong))
+    with pytest.raises(ConfigError, match=told) as raised:
+        load_recipe(folder)
+    assert str(folder / "image.toml") in str(raised.value)
+
+
+def test_a_folder_without_a_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(ConfigError, match="no recipe"):
+        load_recipe(tmp_path / "tiny")
+
+
+def test_a_folder_whose_name_cannot_be_an_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot name an image"):
+        load_recipe(written(tmp_path / "Ünfug", RECIPE))
+
+
+def test_the_digest_follows_every_file_and_no_place(tmp_path: Path) -> None:
+    one, other = (written(tmp_path / place, RECIPE) for place in ("one", "other"))
+    assert recipe_digest(one) == recipe_digest(other)
+    (other / "init").write_text("#!/bin/sh\n")
+    assert recipe_digest(one) != recipe_digest(other)

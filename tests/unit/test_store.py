@@ -1,0 +1,186 @@
+"""The image store, with small files in place of kernels: its promises do not depend on their content."""
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pytest_kvmlab.errors import ImageError
+from pytest_kvmlab.lab.build import ensure
+from pytest_kvmlab.lab.store import Image, Store, record
+from pytest_kvmlab.spec.manifest import DISK, INITRD, KERNEL, Manifest
+
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+
+
+def never() -> None:
+    pytest.fail("nobody else builds")
+
+
+def put(store: Store, name: str = "tiny", identity: str = A, content: bytes = b"kernel") -> Image:
+    with store.building(name, waiting=never) as folder:
+        return store.publish(files(folder / "image", content), manifest(folder / "image", name, identity))
+
+
+def files(folder: Path, content: bytes) -> Path:
+    folder.mkdir()
+    for file in (KERNEL, INITRD, DISK):
+        (folder / file).write_bytes(content)
+    return folder
+
+
+def manifest(folder: Path, name: str, identity: str) -> Manifest:
+    return Manifest(
+        name=name,
+        identity=identity,
+        recipe="0" * 64,
+        packages={"busybox-static": "1"},
+        kernel_version="6.1",
+        files={KERNEL: record(folder / KERNEL), INITRD: record(folder / INITRD), DISK: record(folder / DISK)},
+        cmdline="quiet",
+        disk_format="qcow2",
+        guest={"memory": "256MiB"},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_a_published_image_is_found_as_it_was_published(store: Store) -> None:
+    image = put(store)
+    assert store.find("tiny") == image
+    assert store.images() == (image,)
+    assert image.kernel.read_bytes() == b"kernel"
+    store.verify(image)
+
+
+def test_a_store_that_does_not_exist_has_no_images(store: Store) -> None:
+    assert store.find("tiny") is None
+    assert store.images() == ()
+
+
+def test_no_name_leads_out_of_the_store(store: Store) -> None:
+    image = put(store)
+    assert store.find(f"../images/{image.folder.name}") is None
+
+
+@pytest.mark.parametrize("file", [KERNEL, INITRD, DISK])
+def test_a_changed_file_is_named(store: Store, file: str) -> None:
+    image = put(store)
+    (image.folder / file).chmod(0o644)
+    (image.folder / file).write_bytes(b"Kernel")
+    with pytest.raises(ImageError, match=f"{file}: its content was changed"):
+        store.verify(image)
+
+
+def test_a_truncated_or_missing_file_is_seen_without_reading_it(store: Store) -> None:
+    image = put(store)
+    image.initrd.chmod(0o644)
+    os.truncate(image.initrd, 3)
+    with pytest.raises(ImageError, match="initrd: its size is wrong"):
+        store.find("tiny")
+    image.initrd.unlink()
+    with pytest.raises(ImageError, match="initrd: it is missing"):
+        store.find("tiny")
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"files": {"../../etc/passwd": {}}}'])
+def test_a_damaged_manifest_is_refused(store: Store, text: str) -> None:
+    image = put(store)
+    (image.folder / "manifest.json").chmod(0o644)
+    (image.folder / "manifest.json").write_text(text)
+    with pytest.raises(ImageError, match=r"manifest\.json"):
+        store.find("tiny")
+
+
+def test_a_manifest_without_all_files_is_refused(store: Store) -> None:
+    with store.building("tiny", waiting=never) as folder:
+        whole = manifest(files(folder / "image", b"kernel"), "tiny", A)
+        kernel_alone = whole.model_copy(update={"files": {KERNEL: whole.files[KERNEL]}})
+        with pytest.raises(ImageError, match="no others"):
+            store.publish(folder / "image", kernel_alone)
+
+
+def test_a_damaged_image_is_replaced(store: Store) -> None:
+    image = put(store)
+    image.kernel.chmod(0o644)
+    image.kernel.write_bytes(b"broken")
+    assert store.intact(A) is None
+    assert put(store) == image
+    store.verify(image)
+
+
+def test_an_interrupted_build_leaves_nothing_that_is_found_or_stays(store: Store) -> None:
+    abandoned = store.root / "building" / "tiny"
+    abandoned.mkdir(parents=True)
+    files(abandoned / "image", b"half")
+    assert store.images() == ()
+    put(store)
+    assert not abandoned.exists()
+
+
+def test_the_second_builder_says_that_it_waits_and_goes_on(store: Store) -> None:
+    told, entered = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with store.building("tiny", waiting=told.set):
+            entered.set()
+
+    with store.building("tiny", waiting=never):
+        builder = threading.Thread(target=second)
+        builder.start()
+        assert told.wait(10)
+        assert not entered.is_set()
+    builder.join(10)
+    assert entered.is_set()
+
+
+def test_a_superseded_image_goes_when_no_guest_uses_it(store: Store) -> None:
+    old = put(store, identity=A)
+    with old.lock_shared():
+        new = put(store, identity=B, content=b"newer")
+        assert old.kernel.read_bytes() == b"kernel"
+    assert store.find("tiny") == new
+    store_again = put(store, "other", identity=C)
+    assert {path.name for path in (store.root / "images").iterdir()} == {B, store_again.folder.name}
+
+
+def test_a_damaged_image_in_use_is_not_replaced(store: Store) -> None:
+    with put(store).lock_shared(), pytest.raises(ImageError, match="in use by guests"):
+        put(store)
+
+
+def test_a_removed_image_cannot_be_locked(store: Store) -> None:
+    old = put(store, identity=A)
+    put(store, identity=B)
+    with pytest.raises(ImageError, match="was removed"), old.lock_shared():
+        pass
+
+
+def test_the_lock_of_an_image_ends_with_its_block(store: Store) -> None:
+    image = put(store)
+    with image.lock_shared():
+        pass
+    descriptor = os.open(image.folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+def test_a_store_that_cannot_be_made_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="--kvm-store"):
+        put(Store(tmp_path / "file" / "store"))
+
+
+def test_a_full_disk_is_told_as_such(store: Store) -> None:
+    with pytest.raises(ImageError, match="free some space"), store.building("tiny", waiting=never):
+        Path("/dev/full").write_bytes(b"x")
+
+
+def test_an_unknown_image_names_the_nearest_one(store: Store) -> None:
+    with pytest.raises(ImageError, match="did you mean 'micro'"):
+        ensure("mirco", store, progress=lambda _step, _share: never())
