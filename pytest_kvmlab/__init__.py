@@ -1,3 +1,43 @@
-"""pytest fixtures that start, check and take down KVM guests through libvirt."""
+"""pytest fixtures that start, check and take down KVM guests through libvirt.
+
+What a test names in its annotations is here: `from pytest_kvmlab import Guest`. It is imported when it is asked
+for, because every pytest of the environment imports this package.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_kvmlab.drivers.command import CommandResult
+    from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
+    from pytest_kvmlab.lab.guest import Guest
+    from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CommandFailed",
+    "CommandResult",
+    "Guest",
+    "GuestError",
+    "HostFacts",
+    "KvmlabError",
+    "MakeGuest",
+    "SerialMismatch",
+    "WaitTimeout",
+]
+
+_HOMES = {
+    "pytest_kvmlab.drivers.command": ("CommandResult",),
+    "pytest_kvmlab.errors": ("CommandFailed", "GuestError", "KvmlabError", "SerialMismatch", "WaitTimeout"),
+    "pytest_kvmlab.lab.guest": ("Guest",),
+    "pytest_kvmlab.plugin.facts": ("HostFacts", "MakeGuest"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home (PEP 562)."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

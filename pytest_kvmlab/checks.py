@@ -174,6 +174,7 @@ QEMU = Check("qemu", "guests run in it", _emulator)
 LIBVIRT = Check("libvirt", "starts the guests", _libvirt_daemon)
 KVM = Check("kvm", "makes guests fast", _kvm_device, optional=True)
 EMBEDDED_USER = Check("embed", "--kvm-host=embed, where namespaces are forbidden", _embedded_user, optional=True)
+TPM = Check("tpm", "tpm = true", _tpm_emulator, optional=True)
 NAMESPACES = Check("namespaces", "keep a run apart from the host, and end with it", _namespaces)
 
 CHECKS = (
@@ -187,7 +188,7 @@ CHECKS = (
     Check("build programs", "make images from Debian's packages", _build_programs),
     KVM,
     Check("uefi", 'firmware = "uefi"', _uefi_firmware, optional=True),
-    Check("tpm", "tpm = true", _tpm_emulator, optional=True),
+    TPM,
 )
 NEEDED_FOR_PRIVATE_HOST = (LIBVIRT, NAMESPACES)
 NEEDED_FOR_EMBED = (EMBEDDED_USER,)

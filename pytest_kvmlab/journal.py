@@ -17,8 +17,9 @@ class Event:
     Attributes:
         at: when it ended, in seconds since the epoch.
         subject: the guest or image that it happened to; empty for the run itself.
-        kind: `begin` and `phase` (the start and the end of create, ssh, ready, …), `command` or `power`.
-        name: which phase or command.
+        kind: `begin` and `phase` (the start and the end of create, ssh, ready, …), `command`, `power` or
+            `failure` (a test failed because its guest broke).
+        name: which phase or command, or the test that failed.
         seconds: how long it took.
         outcome: empty if it went well, else what went wrong.
     """
@@ -61,7 +62,10 @@ class Journal:
 
     def note(self, subject: str, kind: str, name: str, *, seconds: float = 0.0, outcome: str = "") -> None:
         """Write down one event that has just ended."""
-        event = Event(time.time(), subject, kind, name, seconds, outcome)
+        self.add(Event(time.time(), subject, kind, name, seconds, outcome))
+
+    def add(self, event: Event) -> None:
+        """Write down an event; as a listener of another journal, also what was written there."""
         with self._lock:
             self._events.append(event)
             if self._file is not None:
@@ -82,6 +86,11 @@ class Journal:
             self.note(subject, "phase", name, seconds=time.monotonic() - started, outcome=_first_line(error))
             raise
         self.note(subject, "phase", name, seconds=time.monotonic() - started)
+
+    def events(self) -> list[Event]:
+        """Every event, oldest first."""
+        with self._lock:
+            return list(self._events)
 
     def of(self, subject: str, kind: str) -> list[Event]:
         """The events of one kind that happened to one subject, oldest first."""

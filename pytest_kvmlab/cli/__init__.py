@@ -1,10 +1,10 @@
 """`kvmlab`, the command: look at this machine, its images, its labs, and at what runs on it."""
 
 import sys
+from importlib.metadata import version as installed_version
 
 import typer
 
-import pytest_kvmlab
 from pytest_kvmlab.cli import doctor, images, labs, runs
 from pytest_kvmlab.errors import KvmlabError
 
@@ -27,7 +27,7 @@ def _version(
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
-        print(pytest_kvmlab.__version__)
+        print(installed_version("pytest-kvmlab"))
         raise typer.Exit
 
 

@@ -53,9 +53,17 @@ def reap(
     kept: Annotated[bool, typer.Option("--kept", help="End the kept guests of this user, too.")] = False,
 ) -> None:
     """Take away what dead runs left behind. Runs that are alive are not touched."""
-    if kept:
-        for run in [run for run in run_folders() if run.read("kept.json")]:
-            end_run(run)
-            print(f"{run.run}: ended, it was kept")
-    for run in reap_dead_runs():
-        print(f"{run.run}: taken away")
+    for run in _end_kept_runs() if kept else []:
+        print(f"{run.run}: ended, it was kept")
+    dead = reap_dead_runs()
+    for run in dead:
+        print(f"{run.run}: {_STUCK if run.path.exists() else 'taken away'}")
+    if any(run.path.exists() for run in dead):
+        raise typer.Exit(1)
+
+
+_STUCK = "still there, since a process of it does not end; try again later"
+
+
+def _end_kept_runs() -> list[RunFolder]:
+    return [run for run in run_folders() if run.read("kept.json") and end_run(run)]

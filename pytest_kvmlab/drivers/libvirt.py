@@ -8,10 +8,11 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import libvirt
 import libvirt_qemu
@@ -19,6 +20,9 @@ import libvirt_qemu
 from pytest_kvmlab.errors import HostError
 
 _KEEPALIVE_SECONDS, _KEEPALIVE_TRIES = 5, 6
+# Longer than libvirt takes for what it has to wait for itself: 15 s for a QEMU that does not want to end.
+_ANSWER_SECONDS = 30.0
+_CREATE_SECONDS = 120.0
 _NO_LONGER_THERE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 
 _STATES = {
@@ -30,6 +34,7 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
 }
+_STUCK = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,41 @@ class Versions:
     qemu: str
 
 
+Answer = TypeVar("Answer")
+
+
 @contextlib.contextmanager
 def _telling(doing: str) -> Iterator[None]:
-    """Turn libvirt's error into ours, with what was being done."""
+    """Turn libvirt's error, or its silence, into ours, with what was being done."""
     try:
         yield
     except libvirt.libvirtError as error:
         raise HostError(f"{doing}: {error.get_error_message() or error}") from error
+    except TimeoutError as error:
+        raise HostError(f"{doing}: {error}", "its QEMU or libvirt hangs: look with ps and top") from error
+
+
+def _answer(call: Callable[[], Answer], seconds: float = _ANSWER_SECONDS) -> Answer:
+    """Make a call of libvirt's with a limit, which none of them has: they wait as long as QEMU does.
+
+    A call that is given up goes on in its thread until the domain or the connection ends.
+
+    Raises:
+        TimeoutError: there was no answer in time.
+    """
+    answer: Future[Answer] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001  handed to the one who asked
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="kvmlab-libvirt-call", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 class _EventLoop:
@@ -99,7 +132,7 @@ class Connection:
         _event_loop.start()
         self.uri = uri
         with _telling(f"libvirt does not answer on {uri}"):
-            self._connection = libvirt.open(uri)
+            self._connection = _answer(lambda: libvirt.open(uri))
         # The embedded driver has no wire to keep alive.
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
@@ -115,7 +148,8 @@ class Connection:
     def versions(self) -> Versions:
         """The versions of libvirt's daemon and of the QEMU that it starts."""
         with _telling("libvirt does not tell its version"):
-            return Versions(_dotted(self._connection.getLibVersion()), _dotted(self._connection.getVersion()))
+            library, emulator = _answer(self._connection.getLibVersion), _answer(self._connection.getVersion)
+        return Versions(_dotted(library), _dotted(emulator))
 
     def create(self, xml: str, *, autodestroy: bool) -> "Domain":
         """Start a transient domain, its virtual CPUs not yet running.
@@ -132,18 +166,13 @@ class Connection:
         if autodestroy:
             flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
         with _telling("libvirt cannot start the guest"):
-            return Domain(self._connection.createXML(xml, flags), self._reboots)
-
-    def domains(self, prefix: str) -> "list[Domain]":
-        """Every domain here, running or not, whose name starts with `prefix`."""
-        with _telling("libvirt does not list its domains"):
-            found = self._connection.listAllDomains()
-        return [Domain(domain, self._reboots) for domain in found if domain.name().startswith(prefix)]
+            raw = _answer(lambda: self._connection.createXML(xml, flags), _CREATE_SECONDS)
+        return Domain(raw, self._reboots)
 
     def close(self) -> None:
         """Close the connection; an error in doing so is of no use to anyone."""
-        with contextlib.suppress(libvirt.libvirtError):
-            self._connection.close()
+        with contextlib.suppress(libvirt.libvirtError, TimeoutError):
+            _answer(self._connection.close)
 
 
 class Domain:
@@ -161,23 +190,33 @@ class Domain:
         return self._all_reboots[self._uuid]
 
     def state(self) -> str:
-        """`running`, `paused`, `crashed` (the guest's kernel panicked) or `off`."""
-        try:
-            return _STATES.get(self.raw.state()[0], "running")
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                return "off"
-            raise HostError(f"libvirt does not tell the state of {self.name}: {error}") from error
+        """What the machine does.
+
+        Returns:
+            `running`, `paused`, `crashed` (the guest's kernel panicked), `stuck` (QEMU stopped the guest
+            because it could not read or write a disk) or `off`.
+
+        Raises:
+            HostError: libvirt does not tell.
+        """
+        with _telling(f"libvirt does not tell the state of {self.name}"):
+            try:
+                found = _answer(self.raw.state)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return "off"
+                raise
+        return "stuck" if found == _STUCK else _STATES.get(found[0], "running")
 
     def resume(self) -> None:
         """Let the virtual CPUs run."""
         with _telling(f"{self.name} cannot be resumed"):
-            self.raw.resume()
+            _answer(self.raw.resume)
 
     def press_power_button(self) -> None:
         """Ask the guest to shut down, by ACPI."""
         with _telling(f"{self.name} cannot be asked to shut down"):
-            self.raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+            _answer(lambda: self.raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
 
     def destroy(self) -> None:
         """Cut the power. A domain that is gone already is as good.
@@ -185,16 +224,17 @@ class Domain:
         Raises:
             HostError: libvirt cannot end it.
         """
-        try:
-            self.raw.destroy()
-        except libvirt.libvirtError as error:
-            if error.get_error_code() not in _NO_LONGER_THERE:
-                raise HostError(f"{self.name} cannot be ended: {error}") from error
+        with _telling(f"{self.name} cannot be ended"):
+            try:
+                _answer(self.raw.destroy)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in _NO_LONGER_THERE:
+                    raise
 
     def xml(self) -> str:
         """The live XML, with what libvirt filled in."""
         with _telling(f"the XML of {self.name} cannot be read"):
-            return str(self.raw.XMLDesc())
+            return str(_answer(self.raw.XMLDesc))
 
     def screenshot(self, path: Path) -> None:
         """Write a picture of the first screen: PNG, or PPM where QEMU is older than 7.1.
@@ -204,11 +244,15 @@ class Domain:
             OSError: the file cannot be written.
         """
         with _telling(f"no screenshot of {self.name}"):
-            stream = self.raw.connect().newStream()
-            self.raw.screenshot(stream, 0, 0)
-            with path.open("wb") as picture:
-                stream.recvAll(lambda _stream, data, file: file.write(data), picture)
-            stream.finish()
+            picture = _answer(self._draw)
+        path.write_bytes(picture)
+
+    def _draw(self) -> bytes:
+        stream, picture = self.raw.connect().newStream(), bytearray()
+        self.raw.screenshot(stream, 0, 0)
+        stream.recvAll(lambda _stream, data, _: picture.extend(data), None)
+        stream.finish()
+        return bytes(picture)
 
     def send_keys(self, codes: Sequence[int], *, hold: float) -> None:
         """Press keys together on the guest's keyboard.
@@ -218,16 +262,23 @@ class Domain:
             hold: seconds between press and release.
         """
         with _telling(f"{self.name} takes no keys"):
-            self.raw.sendKey(libvirt.VIR_KEYCODE_SET_LINUX, int(hold * 1000), list(codes), len(codes), 0)
+            keys = [libvirt.VIR_KEYCODE_SET_LINUX, int(hold * 1000), list(codes), len(codes), 0]
+            _answer(lambda: self.raw.sendKey(*keys))
 
-    def monitor(self, command: str) -> str:
-        """Run a command of QEMU's human monitor (https://www.qemu.org/docs/master/system/monitor.html)."""
+    def monitor(self, command: str, *, seconds: float = _ANSWER_SECONDS) -> str:
+        """Run a command of QEMU's human monitor (https://www.qemu.org/docs/master/system/monitor.html).
+
+        Args:
+            command: one line.
+            seconds: how long it may take.
+
+        Raises:
+            HostError: the guest is gone, or QEMU does not answer in time.
+        """
+        human = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         with _telling(f"the monitor of {self.name} does not answer '{command}'"):
-            return str(
-                libvirt_qemu.qemuMonitorCommand(
-                    self.raw, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-                )
-            )
+            said = _answer(lambda: libvirt_qemu.qemuMonitorCommand(self.raw, command, human), seconds)
+        return str(said)
 
     def forward_port(self, netdev: str, port: int) -> int:
         """Make a guest's TCP port reachable on the loopback address of the host QEMU runs in.

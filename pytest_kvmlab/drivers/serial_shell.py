@@ -1,5 +1,6 @@
 """Runs commands over a serial line: our side of the conversation that `serial_protocol` describes."""
 
+import math
 import re
 import secrets
 import threading
@@ -17,6 +18,7 @@ LOGIN_PROMPT = r"(?<!Last )\blogin: *$"
 _FIRST_PAUSE_SECONDS = 1.0
 _STEP_SECONDS = 10.0
 _RECOVERY_SECONDS = 3.0
+_BLOCK_SECONDS = 60.0
 # An answer's line is shorter than this, so one that arrives in pieces is found in the newest bytes.
 _WINDOW_BYTES = 8192
 _OUTPUT_LIMIT_BYTES = 64 * 1024 * 1024
@@ -113,15 +115,15 @@ class SerialShell:
         self._send(request, deadline)
         return self._hear(answer, deadline)
 
-    def _hear(self, answer: str, deadline: Deadline) -> re.Match[bytes] | None:
-        """Wait for an answer; None if it does not come in time."""
+    def _hear(self, answer: str, deadline: Deadline, quiet: float = math.inf) -> re.Match[bytes] | None:
+        """Wait for an answer; None if it does not come in time, or the line is quiet for so many seconds."""
         pattern = protocol.line_pattern(answer)
         window = bytes(self._seen)
         while True:
             found = pattern.search(window) or pattern.search(protocol.cleaned(window))
             if found:
                 return found
-            data, self._position = self._reader.read(self._position, deadline)
+            data, self._position = self._reader.read(self._position, _within(quiet, deadline))
             if not data:
                 self._check_alive()
                 return None
@@ -291,7 +293,9 @@ class SerialShell:
         request = b": b %d %d %d\n" % (self._number, skip, count)
         end = protocol.block_end(self._session, self._number, skip, count)
         for pause in _pauses(deadline):
-            if self._ask(request, end, pause):
+            self._send(request, deadline)
+            # A slow guest sends for longer than a pause; to ask it again would only make it slower.
+            if self._hear(end, _within(_BLOCK_SECONDS, deadline), quiet=pause.seconds):
                 return protocol.parsed_block(bytes(self._seen), self._session, self._number, skip, count)
         raise WaitTimeout(f"a command ended, but not all of its output arrived within {deadline.seconds:g} s")
 

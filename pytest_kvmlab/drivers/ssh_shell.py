@@ -41,7 +41,9 @@ def interact(connection: SshConnection) -> int:
 
 
 def _start(channel: paramiko.Channel) -> None:
-    channel.get_pty(os.environ.get("TERM", "vt100"), *_size())
+    # With a terminal of its own the shell would wait for Ctrl-D where a pipe simply ends.
+    if sys.stdin.isatty():
+        channel.get_pty(os.environ.get("TERM", "vt100"), *_size())
     channel.invoke_shell()
 
 
@@ -59,7 +61,8 @@ def _relay(channel: paramiko.Channel, resized: int) -> None:
             poll.unregister(keyboard)
         if resized in ready:
             os.read(resized, 512)
-            channel.resize_pty(*_size())
+            if sys.stdin.isatty():
+                channel.resize_pty(*_size())
 
 
 def _show(channel: paramiko.Channel) -> bool:

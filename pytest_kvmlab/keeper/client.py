@@ -1,19 +1,23 @@
 """The owner's end of the keeper: start it, ask it, keep or end a run."""
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest_kvmlab
 from pytest_kvmlab.errors import HostError
-from pytest_kvmlab.keeper.protocol import ask
-from pytest_kvmlab.keeper.run_folder import RunFolder, create_run_folder
+from pytest_kvmlab.keeper.protocol import Dial, ask
+from pytest_kvmlab.keeper.reap import sweep
+from pytest_kvmlab.keeper.run_folder import RunFolder, create_run_folder, owning
 
+_SUPERVISOR = "pytest_kvmlab.keeper.supervisor"
 _END_SECONDS = 30.0
 
 
@@ -26,30 +30,45 @@ class Keeper:
             QEMU; None starts none. Its readiness is not waited for.
 
     Raises:
-        HostError: the run's folder cannot be made.
+        HostError: the run's folder cannot be made, or its keeper cannot be started.
     """
 
     def __init__(self, record: dict[str, Any], *, capabilities: Path | None) -> None:
         self.folder, lock = create_run_folder(record)
-        self._process = _start(self.folder, lock, capabilities)
-        # The keeper holds the lock now. Two holders would keep a run of which only one is left alive.
-        os.close(lock)
+        hears, says = os.pipe()
+        self._lifeline = os.fdopen(says, "wb", buffering=0)
+        try:
+            self._process = _start(self.folder, lock, hears, capabilities)
+        except OSError as error:
+            self._lifeline.close()
+            sweep(self.folder)
+            raise HostError(f"the keeper of a run cannot be started: {error}") from error
+        finally:
+            # The keeper holds the lock now. Two holders would keep a run of which only one is left alive.
+            os.close(lock)
+            os.close(hears)
 
     def keep(self, seconds: float) -> None:
-        """Leave the run to its keeper for this long, instead of ending it with its owner."""
-        self._say(f"keep {seconds:.0f}\n".encode())
+        """Leave the run to its keeper for this long. It does not end with this process any more.
+
+        Raises:
+            HostError: the keeper is gone, and with it what was to be kept.
+        """
+        try:
+            self._say_last(f"keep {seconds:.0f}\n".encode())
+        except BrokenPipeError as error:
+            raise HostError(f"nothing is kept: the keeper of run {self.folder.run} is gone") from error
 
     def close(self) -> None:
-        """End the run, or leave it to its keeper if it is to be kept.
+        """End the run, unless it is to be kept. What a keeper that died left behind is taken away, too.
 
         Raises:
             HostError: the keeper does not come to an end.
         """
-        kept = self._process.stdin is None or self._closed_kept
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        if kept:
+        if self._lifeline.closed:
             return
+        with contextlib.suppress(BrokenPipeError):
+            self._say_last(b"end\n")
         try:
             self._process.wait(timeout=_END_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -57,42 +76,38 @@ class Keeper:
                 f"the keeper of run {self.folder.run} (process {self._process.pid}) does not end",
                 "run: kvmlab reap",
             ) from error
+        with owning(self.folder) as ours:
+            if ours:
+                sweep(self.folder)
 
-    _closed_kept = False
-
-    def _say(self, words: bytes) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.write(words)
-            self._process.stdin.flush()
-            self._closed_kept = True
+    def _say_last(self, words: bytes) -> None:
+        """Say something and hang up. The words count, since a forked child may still hold the line open."""
+        with self._lifeline as lifeline:
+            lifeline.write(words)
 
 
-def _start(folder: RunFolder, lock: int, capabilities: Path | None) -> "subprocess.Popen[bytes]":
-    program = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest_kvmlab.keeper.supervisor",
-        str(folder.path),
-        "--lock",
-        str(lock),
-    ]
-    wish = ["--capabilities", str(capabilities)] if capabilities else []
-    with (folder.path / "keeper.log").open("wb") as log:
+def _start(
+    folder: RunFolder, lock: int, lifeline: int, capabilities: Path | None
+) -> "subprocess.Popen[bytes]":
+    program = [sys.executable, "-P", "-m", _SUPERVISOR, str(folder.path)]
+    program += ["--lock", str(lock), "--owner", str(os.getpid())]
+    wish = ["--capabilities", str(capabilities.absolute())] if capabilities else []
+    with folder.keeper_log.open("wb") as log:
         return subprocess.Popen(
             [*program, *wish],
-            stdin=subprocess.PIPE,
+            stdin=lifeline,
             stdout=log,
             stderr=log,
             pass_fds=[lock],
             start_new_session=True,
+            cwd="/",  # kept guests must not hold the file system that pytest was started on
             env=_environment(),
         )
 
 
 def _environment() -> dict[str, str]:
     """This environment, with the package importable wherever it was imported from here."""
-    package = str(Path(pytest_kvmlab.__file__).parent.parent)
+    package = str(Path(pytest_kvmlab.__file__).parent.parent.absolute())
     before = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{before}" if before else package}
 
@@ -113,9 +128,8 @@ def dial(folder: RunFolder, address: str, port: int, *, timeout: float) -> socke
         OSError: nobody accepts there, or not in time.
         HostError: the keeper is gone.
     """
-    request = {"do": "dial", "address": address, "port": port, "timeout": timeout}
     try:
-        answer, descriptor = ask(folder.keeper_socket, request, timeout=timeout + 5)
+        answer, descriptor = ask(folder.keeper_socket, Dial(address, port, timeout))
     except (FileNotFoundError, ConnectionError) as error:
         raise HostError(
             f"the keeper of run {folder.run} is gone: {error}", looked_at=[folder.keeper_socket]
@@ -131,13 +145,13 @@ def end_run(folder: RunFolder) -> bool:
     Returns:
         Whether there was a keeper, and it ended.
     """
-    process = folder.read("keeper.json").get("pid")
     try:
-        handle = os.pidfd_open(int(process or -1))
-    except (OSError, ValueError):
+        process = int(folder.read("keeper.json")["pid"])
+        handle = os.pidfd_open(process)
+    except (OSError, KeyError, ValueError):
         return False
     try:
-        if not _keeps(int(process or -1), folder):
+        if not _keeps(process, folder):
             return False
         signal.pidfd_send_signal(handle, signal.SIGTERM)
         return bool(select.select([handle], [], [], _END_SECONDS)[0])
@@ -147,7 +161,7 @@ def end_run(folder: RunFolder) -> bool:
 
 def _keeps(process: int, folder: RunFolder) -> bool:
     try:
-        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        words = os.fsdecode(Path(f"/proc/{process}/cmdline").read_bytes()).split("\0")
     except OSError:
         return False
-    return os.fsencode(folder.path) in words
+    return (_SUPERVISOR, str(folder.path)) in pairwise(words)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pytest_kvmlab.errors import HostError
 
-# libvirtd is one daemon for everything; newer distributions ship a daemon per driver (libvirt.org/daemons.html).
+# libvirtd is one daemon for everything; newer distributions ship one per driver (libvirt.org/daemons.html).
 _PROGRAMS = ("libvirtd", "virtqemud")
 _SBIN = "/usr/sbin:/sbin:/usr/local/sbin"
 
@@ -58,13 +58,17 @@ class LibvirtDaemon:
 
     @property
     def command(self) -> list[str]:
-        """The command line."""
+        """The command line.
+
+        As root it runs with few capabilities, which QEMU inherits (setpriv(1), capabilities(7)).
+        """
         pid_file = str(self.folder / f"{self.program}.pid")
-        return [self.executable, "--config", str(self.configuration), "--pid-file", pid_file]
+        plain = [self.executable, "--config", str(self.configuration), "--pid-file", pid_file]
+        return [*_FEWER_CAPABILITIES, *plain] if self.privileged else plain
 
     def files(self) -> dict[Path, str]:
         """Configuration files and their content."""
-        qemu = self.folder / "etc" if self.privileged else self.folder / "xdg" / "config" / "libvirt"
+        qemu = self.folder / "etc" if self.privileged else self.folder / "conf" / "libvirt"
         return {
             self.configuration: _DAEMON_CONF.format(log=self.warnings) + self._sockets(),
             qemu / "qemu.conf": _QEMU_CONF + (_QEMU_CONF_ROOT if self.privileged else ""),
@@ -96,6 +100,14 @@ class LibvirtDaemon:
         """
         return dict(_ACCOUNTS) if self.privileged else {}
 
+
+_KEPT = "chown dac_override fowner kill setgid setuid setpcap net_bind_service net_admin net_raw sys_nice"
+_FEWER_CAPABILITIES = (
+    "setpriv",
+    "--bounding-set",
+    ",".join(["-all", *(f"+{name}" for name in _KEPT.split())]),
+    "--",
+)
 
 _SYSTEM = {
     "/etc/libvirt": "etc",
@@ -172,7 +184,9 @@ def share_capabilities(cache: Path, shared: Path) -> None:
 
 
 def embedded_files(root: Path) -> dict[Path, str]:
-    """Configuration that the embedded driver needs below its root before it is opened (libvirt.org/drvqemu.html).
+    """Configuration that the embedded driver needs below its root before it is opened.
+
+    See libvirt.org/drvqemu.html.
 
     Args:
         root: the absolute folder given as `root=` in its URI.
@@ -183,6 +197,6 @@ def embedded_files(root: Path) -> dict[Path, str]:
 def _environment(folder: Path, privileged: bool) -> dict[str, str]:
     if privileged:
         return {}
-    places = {"XDG_RUNTIME_DIR": "xdg", "XDG_CONFIG_HOME": "xdg/config", "XDG_CACHE_HOME": "xdg/cache",
+    places = {"XDG_RUNTIME_DIR": "xdg", "XDG_CONFIG_HOME": "conf", "XDG_CACHE_HOME": "xdg/cache",
               "XDG_DATA_HOME": "xdg/data"}  # fmt: skip
     return {name: str(folder / place) for name, place in places.items()}

@@ -30,7 +30,7 @@ def obstacle_to_namespaces() -> str:
         return "the program unshare is missing (Debian: util-linux)"
     command = unshare_command(["true"])
     try:
-        tried = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS)
+        tried = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return f"'{' '.join(command)}' does not end"
     return "" if tried.returncode == 0 else tried.stderr.strip() or f"unshare ended with {tried.returncode}"

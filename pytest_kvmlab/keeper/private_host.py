@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.daemon import LibvirtDaemon, find_daemon, share_capabilities
-from pytest_kvmlab.keeper.mounts import bind, cover
-from pytest_kvmlab.keeper.protocol import receive, send
-from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.keeper.mounts import bind, cover, make_read_only
+from pytest_kvmlab.keeper.protocol import Dial, answer, receive
+from pytest_kvmlab.keeper.run_folder import RunFolder, tail_of
+from pytest_kvmlab.keeper.wake import wake_on
 
 _STATE_DIRECTORY = Path("/var/lib/libvirt")
 # What libvirtd writes below it; everything else there (images above all) stays the host's.
@@ -30,6 +31,7 @@ _STATE = frozenset(
     {"qemu", "dnsmasq", "network", "swtpm", "storage", "sanlock", "lockd", "secrets", "nwfilter"}
 )
 _START_SECONDS = 30.0
+_MOST_CONVERSATIONS = 64  # at once; each takes a thread and two descriptors
 _LIFELINE = 0  # standard input, which ends with the supervisor
 
 
@@ -44,23 +46,25 @@ def main() -> int:
         signal.signal(quiet, signal.SIG_IGN)
     try:
         daemon = find_daemon(folder.path)
-        _prepare(folder, daemon)
+        options.capabilities.mkdir(parents=True, exist_ok=True)
+        _prepare(folder, daemon, options.capabilities)
         share_capabilities(daemon.cache, options.capabilities)
         process = _start(daemon)
-    except OSError as error:
-        folder.failure_file.write_text(f"{error}\n")
+    except (OSError, HostError) as error:
+        folder.tell_failure(str(error))
         return 1
     with _listen(folder.keeper_socket) as listener:
         folder.write("host.json", {"uri": daemon.uri, "daemon": daemon.program})
         threading.Thread(target=_answer_all, args=[listener], daemon=True).start()
         status = _reap_until_the_end(process)
     if status:
-        folder.failure_file.write_text(f"{daemon.program} ended; it said: {_last_words(daemon)}\n")
+        folder.tell_failure(f"{daemon.program} ended; it said: {_last_words(daemon)}")
     return status
 
 
-def _prepare(folder: RunFolder, daemon: LibvirtDaemon) -> None:
+def _prepare(folder: RunFolder, daemon: LibvirtDaemon, capabilities: Path) -> None:
     _raise_loopback()
+    make_read_only(but=(folder.path, capabilities))
     for path, content in daemon.files().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
@@ -71,7 +75,7 @@ def _prepare(folder: RunFolder, daemon: LibvirtDaemon) -> None:
         cover(system, private, keep=_others(system) if system == _STATE_DIRECTORY else frozenset())
     for system, more in daemon.covered_files().items():
         private = folder.path / "etc" / system.name
-        private.write_text(system.read_text() + more)
+        private.write_text(f"{system.read_text().rstrip()}\n{more}")
         bind(private, system)
 
 
@@ -113,10 +117,7 @@ def _start(daemon: LibvirtDaemon) -> "subprocess.Popen[bytes]":
 
 
 def _last_words(daemon: LibvirtDaemon) -> str:
-    said = "".join(
-        log.read_text(errors="replace") for log in (daemon.warnings, daemon.output) if log.exists()
-    )
-    return said.strip()[-2000:] or "nothing"
+    return "\n".join(filter(None, map(tail_of, (daemon.warnings, daemon.output)))) or "nothing"
 
 
 def _accepts(path: Path) -> bool:
@@ -131,9 +132,7 @@ def _reap_until_the_end(libvirt: "subprocess.Popen[bytes]") -> int:
 
     libvirt waits for a killed QEMU to vanish, so a PID 1 that reaps late makes every end slow.
     """
-    wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(woken)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    wake = wake_on(signal.SIGCHLD)
     while True:
         if libvirt.pid in _reap_all():
             return 1
@@ -160,30 +159,32 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _answer_all(listener: socket.socket) -> None:
+    free = threading.BoundedSemaphore(_MOST_CONVERSATIONS)
     while True:
+        free.acquire()
         line, _ = listener.accept()
-        threading.Thread(target=_answer, args=[line], daemon=True).start()
+        threading.Thread(target=_answer, args=[line, free], daemon=True).start()
 
 
-def _answer(line: socket.socket) -> None:
-    with line, contextlib.suppress(OSError, ValueError):
-        line.settimeout(60)
-        request, _ = receive(line)
-        _VERBS[request["do"]](line, request)
-
-
-def _dial(line: socket.socket, request: dict[str, Any]) -> None:
+def _answer(line: socket.socket, free: threading.BoundedSemaphore) -> None:
     """Open a TCP connection inside this network namespace and hand it out."""
-    address = (str(request["address"]), int(request["port"]))
     try:
-        with socket.create_connection(address, timeout=float(request["timeout"])) as connection:
-            connection.settimeout(None)
-            send(line, {"ok": True}, connection.fileno())
+        with line, contextlib.suppress(OSError):
+            _dial(line, receive(line))
+    finally:
+        free.release()
+
+
+def _dial(line: socket.socket, request: Dial) -> None:
+    try:
+        connection = socket.create_connection((request.address, request.port), timeout=request.timeout)
     except OSError as error:
-        send(line, {"ok": False, "errno": error.errno, "error": str(error)})
+        answer(line, {"errno": error.errno, "error": str(error)})
+        return
+    with connection:
+        connection.settimeout(None)
+        answer(line, {}, connection.fileno())
 
-
-_VERBS = {"dial": _dial}
 
 if __name__ == "__main__":
     sys.exit(main())

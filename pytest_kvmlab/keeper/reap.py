@@ -1,12 +1,13 @@
 """Take away what a dead run left behind: processes first, then files.
 
-Namespaces, mounts, interfaces and the guests of a private host are gone with the keeper: the kernel sees
-to it. What can be left is the run's folder, and, without a private host, QEMU processes.
+Mounts, interfaces and everything that runs in a private host are gone with its PID 1: the kernel sees to
+it (pid_namespaces(7)). What can be left is that PID 1 itself for a moment, QEMU processes where there is no
+private host, and the run's folder.
 """
 
 import contextlib
+import itertools
 import os
-import re
 import select
 import shutil
 import signal
@@ -14,78 +15,99 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_kvmlab.keeper.run_folder import RunFolder, owning, run_folders, unborn_folders
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.keeper.run_folder import (
+    RunFolder,
+    grave_of,
+    graves,
+    owning,
+    run_folders,
+    unborn_folders,
+)
+
+PRIVATE_HOST = "pytest_kvmlab.keeper.private_host"
+"""The module that is PID 1 of a private host, as its command line names it."""
 
 _UNBORN_SECONDS = 60.0
+_END_SECONDS = 10.0
 
 
 def reap_dead_runs() -> list[RunFolder]:
     """Sweep every run of this user whose owner is dead.
 
     Returns:
-        The runs that were swept. A run that somebody else is sweeping is left to them.
+        The runs that were dead; one that still has its folder has a process which does not end. A run that
+        somebody else is sweeping is left to them.
     """
-    swept = []
-    for folder in run_folders() + [young for young in unborn_folders() if _is_old(young.path)]:
-        with owning(folder) as dead:
-            if dead:
+    dead = []
+    for folder in [*run_folders(), *(young for young in unborn_folders() if _is_old(young.path))]:
+        with owning(folder) as ours:
+            if ours:
                 sweep(folder)
-                swept.append(folder)
-    return swept
+                dead.append(folder)
+    for grave in graves():
+        shutil.rmtree(grave, ignore_errors=True)
+    return dead
 
 
 def sweep(folder: RunFolder) -> None:
     """End the processes of a run and remove its folder; the caller owns the run.
 
-    The lock file goes last: whoever dies half-way leaves a dead run for the next.
+    A folder stays for the next sweep as long as a process of the run does.
     """
-    for process in run_processes(folder):
-        _end(process, folder)
-    for entry in sorted(folder.path.iterdir()):
-        if entry == folder.lock:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-    shutil.rmtree(folder.path, ignore_errors=True)
+    if not _end(run_processes(folder), folder):
+        return
+    grave = grave_of(folder)
+    with contextlib.suppress(FileNotFoundError):
+        folder.path.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def run_processes(folder: RunFolder) -> list[int]:
-    """QEMU processes of a run that no namespace takes along, by process id."""
-    return [process for process in _recorded_processes(folder) if _belongs(process, folder)]
+    """Processes of this user whose command lines show them to be of a run: its guests, its private host."""
+    return [process for process in _own_processes() if _belongs(process, folder)]
 
 
-def _recorded_processes(folder: RunFolder) -> Iterator[int]:
-    """Process ids that the embedded driver wrote down: `<root>/run/qemu/<guest>.pid`."""
-    for pid_file in folder.path.glob("embed-*/run/qemu/kvl-*.pid"):
-        with contextlib.suppress(OSError, ValueError):
-            yield int(pid_file.read_text())
+def _own_processes() -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if entry.name.isdecimal() and entry.stat().st_uid == os.geteuid():
+                yield int(entry.name)
 
 
 def _belongs(process: int, folder: RunFolder) -> bool:
-    """Whether a process is a guest of this run: ids are used again, names of runs are not."""
+    """Whether a process is of this run: its number may be used again, the run's name is not.
+
+    Two words in a row are compared, so that nobody is taken for a guest who only looks at the run's files.
+    """
     try:
-        command_line = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+        words = os.fsdecode(Path(f"/proc/{process}/cmdline").read_bytes()).split("\0")
     except OSError:
         return False
-    return re.search(rf"(^|\0)guest=kvl-{folder.run}-", command_line) is not None
+    guest = f"guest=kvl-{folder.run}-"
+    return any(
+        (option == "-name" and value.startswith(guest))
+        or (option == PRIVATE_HOST and value == str(folder.path))
+        for option, value in itertools.pairwise(words)
+    )
 
 
-def _end(process: int, folder: RunFolder) -> None:
-    """Kill one process and wait until it is gone; a descriptor keeps its id from being used again."""
-    with contextlib.suppress(ProcessLookupError):
-        handle = os.pidfd_open(process)
-        try:
-            if _belongs(process, folder):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-                _wait_until_gone(handle)
-        finally:
-            os.close(handle)
+def _end(processes: list[int], folder: RunFolder) -> bool:
+    """Kill processes of a run, and wait until they are gone.
 
-
-def _wait_until_gone(handle: int, seconds: float = 10.0) -> None:
-    select.select([handle], [], [], seconds)
+    A descriptor is opened before the last look: from then on the number cannot be another process's.
+    """
+    with contextlib.ExitStack() as opened:
+        killed = []
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                handle = os.pidfd_open(process)
+                opened.callback(os.close, handle)
+                if _belongs(process, folder):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    killed.append(handle)
+        deadline = Deadline(_END_SECONDS)
+        return all(select.select([handle], [], [], deadline.remaining)[0] for handle in killed)
 
 
 def _is_old(path: Path) -> bool:

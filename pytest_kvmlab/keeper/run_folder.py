@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,32 +20,57 @@ from typing import Any
 from pytest_kvmlab.errors import HostError
 
 _RUN_NAME = re.compile(r"[0-9a-f]{8}")
+_TAIL_BYTES = 2000
+_SHARED = "/var/tmp"  # noqa: S108 - the folder in it is refused if it is anybody else's
+_UNBORN, _GRAVE = ".new-", ".old-"
+
+# The path of a unix socket ends at 107 bytes (unix(7)), and QEMU's monitor is the deepest of ours:
+# <run>/conf/libvirt/qemu/lib/domain-<number>-<20 letters of the name>/monitor.sock
+_LONGEST_ROOT = 30
+# The path stands in URIs, in libvirt's configuration and in QEMU's arguments, each with its own quoting.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/+@-]+")
+_RUNS_HINT = "point KVMLAB_RUNS at a folder that you own, on a disk with room, such as /var/tmp/runs"
 
 
 def runs_root() -> Path:
     """The folder under which every run of this user makes its own.
 
     All runs of a user have to find each other, so `TMPDIR` is not asked; `KVMLAB_RUNS` moves the place.
-    Paths below it stay short because a unix socket's path ends at 107 bytes (unix(7)).
 
     Returns:
-        The folder, made if need be, readable by its owner only.
+        The folder, absolute, made if need be, writable by its owner only.
 
     Raises:
-        HostError: it cannot be made, or belongs to somebody else.
+        HostError: it cannot be made, is not this user's alone, or its path cannot be used.
     """
-    root = Path(os.environ.get("KVMLAB_RUNS") or f"/var/tmp/kvmlab-{os.getuid()}")
+    root = Path(os.environ.get("KVMLAB_RUNS") or f"{_SHARED}/kvmlab-{os.getuid()}").absolute()
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = root.lstat()
+        obstacle = _unusable_path(root) or _make_root(root)
     except OSError as error:
         raise HostError(f"the folder for runs cannot be made: {error}", _RUNS_HINT) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise HostError(f"{root} is not a folder of this user's", _RUNS_HINT)
+    if obstacle:
+        raise HostError(f"{root} cannot be the folder for runs: {obstacle}", _RUNS_HINT)
     return root
 
 
-_RUNS_HINT = "point KVMLAB_RUNS at a folder that you own, on a disk with room"
+def _unusable_path(root: Path) -> str:
+    """What is wrong with a path before anything is looked at; empty if nothing is."""
+    if len(os.fsencode(root)) > _LONGEST_ROOT:
+        return f"its path is longer than {_LONGEST_ROOT} bytes, so sockets below it could not be opened"
+    if not _PLAIN_PATH.fullmatch(str(root)):
+        return "its path has other characters than letters, digits and ._/+@-"
+    return ""
+
+
+def _make_root(root: Path) -> str:
+    """Make the folder, and say what is wrong with the one that is there; empty if nothing is."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is not a folder"
+    if found.st_uid != os.getuid():
+        return f"it belongs to user {found.st_uid}"
+    return "others may write to it" if found.st_mode & 0o022 else ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,16 @@ class RunFolder:
         return self.path / "keeper.sock"
 
     @property
+    def keeper_log(self) -> Path:
+        """What the keeper prints: nothing, unless it breaks."""
+        return self.path / "keeper.log"
+
+    @property
+    def host_log(self) -> Path:
+        """What the private host prints: nothing, unless it breaks."""
+        return self.path / "private-host.log"
+
+    @property
     def host_file(self) -> Path:
         """Written once the private host answers: its URI and versions."""
         return self.path / "host.json"
@@ -87,6 +123,11 @@ class RunFolder:
         """One folder per guest: overlay, sockets, console."""
         return self.path / "guests"
 
+    def tell_failure(self, why: str) -> None:
+        """Say why there is no private host; what was said first is closest to the cause, and stays."""
+        if not self.failure_file.exists():
+            self._put(self.failure_file, why)
+
     def read(self, name: str) -> dict[str, Any]:
         """One JSON document of this folder; empty if it is not there (yet) or half written."""
         try:
@@ -97,9 +138,12 @@ class RunFolder:
 
     def write(self, name: str, document: dict[str, Any]) -> None:
         """Put one JSON document into this folder, whole or not at all."""
-        fresh = self.path / f".{name}.{secrets.token_hex(4)}"
-        fresh.write_text(json.dumps(document, indent=1))
-        fresh.rename(self.path / name)
+        self._put(self.path / name, json.dumps(document, indent=1))
+
+    def _put(self, path: Path, text: str) -> None:
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        fresh.write_text(text)
+        fresh.rename(path)
 
 
 def create_run_folder(record: dict[str, Any]) -> tuple[RunFolder, int]:
@@ -109,35 +153,53 @@ def create_run_folder(record: dict[str, Any]) -> tuple[RunFolder, int]:
         record: who owns the run and why, kept as `run.json` for `kvmlab ps`.
 
     Returns:
-        The folder, and the open descriptor whose flock is the ownership. It is inheritable by
-        whoever shall own the run too; the lock goes when the last holder is gone.
+        The folder, and the open descriptor whose flock is the ownership. It goes to whoever shall own the
+        run; the lock ends with its last holder (flock(2)).
 
     Raises:
         HostError: the disk is full or the folder cannot be made.
     """
     root = runs_root()
     name = secrets.token_hex(4)
-    unborn = root / f".new-{name}"
+    unborn = root / f"{_UNBORN}{name}"
     try:
-        unborn.mkdir(mode=0o700)
-        (unborn / "guests").mkdir()
-        descriptor = os.open(unborn / "owner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        RunFolder(unborn).write("run.json", record)
-        unborn.rename(root / name)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, unborn, ignore_errors=True)
+            unborn.mkdir(mode=0o700)
+            lock = _open_lock(RunFolder(unborn))
+            undo.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            RunFolder(unborn).guests.mkdir()
+            RunFolder(unborn).write("run.json", record)
+            unborn.rename(root / name)
+            undo.pop_all()
     except OSError as error:
         raise HostError(f"the run's folder {unborn} cannot be made: {error}", _RUNS_HINT) from error
-    return RunFolder(root / name), descriptor
+    return RunFolder(root / name), lock
 
 
 def run_folders() -> list[RunFolder]:
-    """Every run of this user that has a folder, dead or alive."""
-    return [RunFolder(path) for path in sorted(runs_root().iterdir()) if _RUN_NAME.fullmatch(path.name)]
+    """Every run of this user that has a folder, dead or alive; a link is none, since it may lead anywhere."""
+    return [RunFolder(path) for path in _folders("*") if _RUN_NAME.fullmatch(path.name)]
 
 
 def unborn_folders() -> list[RunFolder]:
-    """Folders of runs that died before they had a name."""
-    return [RunFolder(path) for path in sorted(runs_root().glob(".new-*"))]
+    """Folders of runs that have no name yet, and never will if their maker is dead."""
+    return [RunFolder(path) for path in _folders(f"{_UNBORN}*")]
+
+
+def graves() -> list[Path]:
+    """Folders that somebody began to remove."""
+    return _folders(f"{_GRAVE}*")
+
+
+def grave_of(folder: RunFolder) -> Path:
+    """Where a dead run's folder goes before its files do, so that no moment shows a run half removed."""
+    return folder.path.with_name(f"{_GRAVE}{folder.run.removeprefix(_UNBORN)}")
+
+
+def _folders(pattern: str) -> list[Path]:
+    return [path for path in sorted(runs_root().glob(pattern)) if path.is_dir() and not path.is_symlink()]
 
 
 @contextlib.contextmanager
@@ -148,23 +210,52 @@ def owning(folder: RunFolder) -> Iterator[bool]:
         folder: the run's folder.
 
     Yields:
-        True while the lock is held here, so the former owner is dead; False if it lives.
+        True while the lock is held here, so the former owner is dead; False if it lives, if the folder is
+        gone, or if it cannot be looked at: what is in doubt is left alone.
     """
     try:
-        descriptor = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield folder.path.exists()
+        lock = _open_lock(folder)
+    except OSError:
+        yield False
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        yield _lock(lock) and _is_still(lock, folder.lock)
     finally:
-        os.close(descriptor)
+        os.close(lock)
 
 
 def is_alive(folder: RunFolder) -> bool:
     """Whether somebody owns this run."""
     with owning(folder) as dead:
         return not dead and folder.path.exists()
+
+
+def _open_lock(folder: RunFolder) -> int:
+    """Open the lock, made if need be: without one, two could believe that a folder is theirs."""
+    return os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether a file is still the one that was opened: its folder may have been swept in between."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def tail_of(log: Path) -> str:
+    """The end of a log, as much as fits into a message; empty if there is none."""
+    try:
+        with log.open("rb") as text:
+            text.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            return text.read(_TAIL_BYTES).decode(errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,10 +1,12 @@
 """The keeper of a run: holds its lock, starts its private host, and sweeps up when the run is over.
 
-It is in a session of its own, so that Ctrl-C on the terminal does not reach it, and ends when its standard
-input does: that pipe is the run's lifeline, and the kernel closes it however the run dies.
+It is in a session of its own, so that Ctrl-C on the terminal does not reach it. It ends when its owner says
+so, when its standard input ends (a pipe, the run's lifeline), and when the owner's process does: a child that
+the owner forked may hold the pipe open.
 """
 
 import argparse
+import contextlib
 import os
 import select
 import signal
@@ -14,39 +16,62 @@ import time
 from pathlib import Path
 
 from pytest_kvmlab.keeper.namespaces import unshare_command
-from pytest_kvmlab.keeper.reap import sweep
-from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.keeper.reap import PRIVATE_HOST, sweep
+from pytest_kvmlab.keeper.run_folder import RunFolder, tail_of
+from pytest_kvmlab.keeper.wake import wake_on
+
+_LIFELINE = 0  # standard input: the owner's end is Keeper's
+_END_SECONDS = 10.0
 
 
 def main() -> int:
-    """Keep one run until its lifeline ends, or, if it is to be kept, until its time is up."""
+    """Keep one run until its owner is done or dead, or, if it is to be kept, until its time is up."""
     parser = argparse.ArgumentParser(prog="pytest_kvmlab.keeper.supervisor")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--lock", type=int, required=True, help="the inherited descriptor of the run's lock")
+    parser.add_argument("--owner", type=int, required=True, help="the process that the run belongs to")
     parser.add_argument(
         "--capabilities", type=Path, help="start a private host, whose libvirt remembers here"
     )
     options = parser.parse_args()
     os.set_inheritable(options.lock, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    ended = wake_on(signal.SIGTERM, signal.SIGHUP)
     folder = RunFolder(options.folder)
-    folder.write("keeper.json", {"pid": os.getpid()})
-    host = _start_private_host(folder, options.capabilities) if options.capabilities else None
     try:
-        if kept := _kept_seconds(_read_lifeline(folder, host)):
-            folder.write("kept.json", {"until": time.time() + kept})
-            _wait(host, kept)
+        _keep(folder, _handle_of_parent(options.owner), ended, options.capabilities)
     finally:
-        _end(host)
         sweep(folder)
     return 0
 
 
+def _handle_of_parent(process: int) -> int:
+    """A descriptor that becomes readable when the process that started this one ends (pidfd_open(2)).
+
+    Raises:
+        ProcessLookupError: it has ended already.
+    """
+    handle = os.pidfd_open(process)
+    if os.getppid() != process:
+        raise ProcessLookupError(f"the owner, process {process}, is gone")
+    return handle
+
+
+def _keep(folder: RunFolder, owner: int, ended: int, capabilities: Path | None) -> None:
+    folder.write("keeper.json", {"pid": os.getpid()})
+    host = _start_private_host(folder, capabilities) if capabilities else None
+    hosts = [os.pidfd_open(host.pid)] if host else []
+    try:
+        if kept := _kept_seconds(_last_word(folder, owner, ended, hosts)):
+            folder.write("kept.json", {"until": time.time() + kept})
+            select.select([ended, *hosts], [], [], kept)
+    finally:
+        _end(host)
+
+
 def _start_private_host(folder: RunFolder, capabilities: Path) -> "subprocess.Popen[bytes]":
-    program = [sys.executable, "-P", "-m", "pytest_kvmlab.keeper.private_host"]
-    inside = [*program, str(folder.path), "--capabilities", str(capabilities)]
-    with (folder.path / "private-host.log").open("wb") as log:
+    inside = [sys.executable, "-P", "-m", PRIVATE_HOST, str(folder.path), "--capabilities", str(capabilities)]
+    with folder.host_log.open("wb") as log:
         return subprocess.Popen(
             unshare_command(inside),
             stdin=subprocess.PIPE,
@@ -55,50 +80,43 @@ def _start_private_host(folder: RunFolder, capabilities: Path) -> "subprocess.Po
         )
 
 
-def _read_lifeline(folder: RunFolder, host: "subprocess.Popen[bytes] | None") -> bytes:
-    """What the owner said before its end of the lifeline closed.
+def _last_word(folder: RunFolder, owner: int, ended: int, hosts: list[int]) -> bytes:
+    """What the owner says at the end; nothing if it dies, or if this process is told to end.
 
     A private host that dies meanwhile is recorded, so that the owner's next question gets the reason.
     """
-    said, lifeline = b"", sys.stdin.fileno()
-    watched = {lifeline} | ({os.pidfd_open(host.pid)} if host else set())
-    while True:
-        ready, _, _ = select.select(watched, [], [])
-        if lifeline not in ready:
-            _record_failure(folder)
-            watched = {lifeline}
-        elif piece := os.read(lifeline, 4096):
+    said = b""
+    while not said.endswith(b"\n"):
+        ready, _, _ = select.select([_LIFELINE, owner, ended, *hosts], [], [])
+        if _LIFELINE in ready:
+            piece = os.read(_LIFELINE, 4096)
+            if not piece:
+                return b""
             said += piece
+        elif owner in ready or ended in ready:
+            return b""
         else:
-            return said
+            folder.tell_failure(tail_of(folder.host_log) or "the private host ended without a word")
+            hosts = []
+    return said
 
 
 def _kept_seconds(said: bytes) -> float:
-    """The seconds in `keep SECONDS`, the one thing an owner may say; 0 if it said nothing."""
+    """The seconds in `keep SECONDS`, the one wish that an owner may have; 0 if it has none."""
     words = said.split()
     return float(words[1]) if words[:1] == [b"keep"] else 0.0
 
 
-def _wait(host: "subprocess.Popen[bytes] | None", seconds: float) -> None:
-    select.select([os.pidfd_open(host.pid)] if host else [], [], [], seconds)
-
-
-def _record_failure(folder: RunFolder) -> None:
-    if not folder.failure_file.exists():
-        log = (folder.path / "private-host.log").read_text(errors="replace").strip()
-        folder.failure_file.write_text(log[-2000:] or "the private host ended without a word")
-
-
 def _end(host: "subprocess.Popen[bytes] | None") -> None:
-    """End the private host; its PID 1 is gone only after everything else in its namespace is."""
+    """End the private host; its PID 1 is gone only after everything else in its namespace is.
+
+    One that does not end in time is left to the sweep, which kills it.
+    """
     if host is None or host.stdin is None:
         return
     host.stdin.close()
-    try:
-        host.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        host.kill()
-        host.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        host.wait(timeout=_END_SECONDS)
 
 
 if __name__ == "__main__":

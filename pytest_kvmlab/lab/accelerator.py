@@ -1,4 +1,4 @@
-"""Which accelerator really boots a guest here. `/dev/kvm` that opens, and a libvirt that lists KVM, prove nothing."""
+"""Which accelerator boots a guest here: a `/dev/kvm` that opens, or that libvirt lists, proves nothing."""
 
 import hashlib
 import json
@@ -24,6 +24,7 @@ _KVM_SECONDS = 8.0
 _TCG_SECONDS = 120.0
 _SECONDS_WITH_KVM = 0.5
 _UNMEASURED_SCALE = 5.0
+_REASON_CHARACTERS = 120  # the end of what libvirt passes on is QEMU's own reason
 _MOST_SCALE = 12.0  # beyond that a hang costs more than patience gains
 
 
@@ -59,8 +60,7 @@ def prove(wish: str, launcher: Callable[[Accel], Launcher], cache: Path) -> Verd
     file = cache / f"{_key(wish)}.json"
     verdict = _remembered(file)
     if verdict is None:
-        verdict = _find_out(wish, launcher)
-        _remember(file, verdict)
+        verdict = _find_out(wish, launcher, file)
     if wish == "kvm" and verdict.accel != "kvm":
         raise HostError(
             f"KVM does not work here: {verdict.why}", "use --kvm-accel=auto, or mend KVM", check=KVM.name
@@ -68,14 +68,21 @@ def prove(wish: str, launcher: Callable[[Accel], Launcher], cache: Path) -> Verd
     return verdict
 
 
-def _find_out(wish: str, launcher: Callable[[Accel], Launcher]) -> Verdict:
+def _find_out(wish: str, launcher: Callable[[Accel], Launcher], file: Path) -> Verdict:
+    try:
+        verdict = _proved(wish, launcher)
+    except KvmlabError as error:
+        # Not remembered: what was in the way, such as an image that cannot be built, says nothing of KVM.
+        return Verdict("tcg", f"unproved: {error.message}", _UNMEASURED_SCALE)
+    _remember(file, verdict)
+    return verdict
+
+
+def _proved(wish: str, launcher: Callable[[Accel], Launcher]) -> Verdict:
     obstacle = "emulation was asked for" if wish == "tcg" else _obstacle_to_kvm(launcher)
     if not obstacle:
         return Verdict("kvm", "a guest booted with it", 1.0)
-    try:
-        seconds = _boot_seconds(launcher("tcg"), _TCG_SECONDS)
-    except KvmlabError as error:
-        return Verdict("tcg", f"{obstacle}; unmeasured: {error.message}", _UNMEASURED_SCALE)
+    seconds = _boot_seconds(launcher("tcg"), _TCG_SECONDS)
     return Verdict("tcg", obstacle, min(_MOST_SCALE, max(1.0, round(seconds / _SECONDS_WITH_KVM, 1))))
 
 
@@ -87,9 +94,8 @@ def _obstacle_to_kvm(launcher: Callable[[Accel], Launcher]) -> str:
     try:
         _boot_seconds(launcher("kvm"), _KVM_SECONDS)
     except GuestError as error:
-        return f"/dev/kvm opens, but a guest does not boot with it within {_KVM_SECONDS:g} s: {error.message[-120:]}"
-    except KvmlabError as error:
-        return f"unproved: {error.message}"
+        reason = error.message[-_REASON_CHARACTERS:]
+        return f"/dev/kvm opens, but a guest does not boot with it within {_KVM_SECONDS:g} s: {reason}"
     return ""
 
 
@@ -122,10 +128,14 @@ def _key(wish: str) -> str:
 
 
 def _remembered(file: Path) -> Verdict | None:
+    """What was found out before; None if nothing was, or if the file says anything else."""
     try:
-        return Verdict(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        match json.loads(file.read_text()):
+            case {"accel": "kvm" | "tcg" as accel, "why": str(why), "timeout_scale": float(scale)}:
+                return Verdict(accel, why, scale)
+    except (OSError, ValueError):
         return None
+    return None
 
 
 def _remember(file: Path, verdict: Verdict) -> None:

@@ -1,5 +1,6 @@
 """Where guests run: a private libvirt host, the embedded driver, or a libvirt that is there already."""
 
+import shutil
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,10 +9,10 @@ from pathlib import Path
 from pytest_kvmlab.checks import NEEDED_FOR_EMBED, NEEDED_FOR_PRIVATE_HOST, Check, examine
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.libvirt import Connection
-from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.keeper.client import dial
 from pytest_kvmlab.keeper.daemon import embedded_files, share_capabilities
-from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.keeper.run_folder import RunFolder, is_alive, tail_of
 from pytest_kvmlab.lab.waits import until
 
 _START_SECONDS = 60.0
@@ -35,19 +36,26 @@ class HostChoice:
         return self.kind == "private"
 
 
-def choose_host(wish: str) -> HostChoice:
+def choose_host(wish: str, *, keep: bool = False) -> HostChoice:
     """Decide where guests run.
 
     Args:
         wish: `auto`, `private`, `embed` or a local libvirt URI.
+        keep: whether guests may be wanted after the run.
 
     Returns:
         The choice. `auto` is `private` where the kernel lets this user make namespaces, else `embed`.
 
     Raises:
         HostError: what was asked for is not possible here, with the check that says why.
+        ConfigError: guests of a libvirt that others use, too, were to be kept.
     """
     if wish not in ("auto", "private", "embed"):
+        if keep:
+            raise ConfigError(
+                f"guests of {wish} cannot be kept: that libvirt ends them with the run",
+                "use --kvm-host=private, or --kvm-keep=never",
+            )
         return HostChoice(wish, "asked for")
     if wish == "embed":
         _require(NEEDED_FOR_EMBED, "the embedded driver cannot be used")
@@ -116,27 +124,28 @@ def open_host(choice: HostChoice, folder: RunFolder, *, worker: str, capabilitie
 
 def _connect_private(folder: RunFolder) -> Connection:
     """Wait for the keeper to have started libvirt, and connect."""
-    until(lambda: _answered(folder), Deadline(_START_SECONDS))
-    uri = folder.read("host.json").get("uri")
+    if until(lambda: _answered(folder), Deadline(_START_SECONDS)) is None:
+        raise _private_failure(folder, f"no answer within {_START_SECONDS:.0f} s")
     try:
-        if uri and not folder.failure_file.exists():
+        if uri := folder.read("host.json").get("uri"):
             return Connection(str(uri))
     except HostError as error:
         raise _private_failure(folder, error.message) from error
-    raise _private_failure(folder, f"no answer within {_START_SECONDS:.0f} s")
+    raise _private_failure(folder, "its keeper ended without a word")
 
 
 def _answered(folder: RunFolder) -> bool | None:
-    return True if folder.host_file.exists() or folder.failure_file.exists() else None
+    """Whether there is news of the private host, good or bad."""
+    return folder.host_file.exists() or folder.failure_file.exists() or not is_alive(folder) or None
 
 
-def _private_failure(folder: RunFolder, message: str) -> HostError:
-    reason = folder.failure_file.read_text().strip() if folder.failure_file.exists() else message
+def _private_failure(folder: RunFolder, otherwise: str) -> HostError:
+    free = shutil.disk_usage(folder.path.parent).free
     return HostError(
-        f"the private libvirt host did not start: {reason}",
+        f"there is no private libvirt host: {tail_of(folder.failure_file) or otherwise}",
         "run: kvmlab doctor",
         check="libvirt",
-        looked_at=[folder.path],
+        looked_at=[f"{folder.path} ({free >> 20} MiB free)"],
     )
 
 

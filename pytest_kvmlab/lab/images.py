@@ -21,11 +21,13 @@ class BaseImage:
         identity: the SHA-256 of the stored image, or the path of the file that is used in place of its disk.
         keys: what the image says about its guests.
         boot: its kernel, and its disk, of which guests get overlays.
+        kernel_version: of that kernel.
     """
 
     identity: str
     keys: GuestKeys
     boot: BootSource
+    kernel_version: str
 
 
 class Images:
@@ -60,7 +62,9 @@ class Images:
         keys = validate(GuestKeys, image.guest, source=f"image '{image.name}'")
         candidate = self._candidates.get(image.name)
         if candidate is None:
-            disk = DiskFile(image.disk, image.disk_format)
-            return BaseImage(image.sha256, keys, BootSource(disk, image.kernel, image.initrd, image.cmdline))
-        disk = DiskFile(candidate.absolute(), qemu_img.inspect_untrusted(candidate))
-        return BaseImage(str(candidate), keys, BootSource(disk, image.kernel, image.initrd, image.cmdline))
+            identity, disk = image.sha256, DiskFile(image.disk, image.disk_format)
+        else:
+            identity = str(candidate)
+            disk = DiskFile(candidate.absolute(), qemu_img.inspect_untrusted(candidate))
+        boot = BootSource(disk, image.kernel, image.initrd, image.cmdline)
+        return BaseImage(identity, keys, boot, image.kernel_version)

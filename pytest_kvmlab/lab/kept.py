@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,38 +12,59 @@ from pytest_kvmlab.drivers.ssh_login import Login
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.keeper.client import dial
 from pytest_kvmlab.keeper.run_folder import RunFolder
-from pytest_kvmlab.lab.guest import SSH_PORT, Guest
-from pytest_kvmlab.lab.machine import connect_serial
+from pytest_kvmlab.lab.guest import Guest
+from pytest_kvmlab.lab.machine import SSH_PORT, connect_serial
 
 KEPT_SECONDS = 8 * 3600.0
 RECORD = "kept.json"
 
 
-def leave(guest: Guest) -> None:
+def leave(guest: Guest, source: str) -> None:
     """Let go of a guest and write down how it is reached; the run's keeper has it from now on.
 
     The private key of its login lies beside the record already, readable by its owner only; a password is
     never written down.
+
+    Args:
+        guest: a guest that is switched on.
+        source: the test or lab that it is of, for whoever finds it later.
     """
     if guest.spec.login.channel == "ssh":
         guest.machine.forwarded_port(SSH_PORT)
     record = {
         "name": guest.name,
+        "source": source,
         "image": guest.spec.image,
         "user": guest.spec.login.user,
         "channel": guest.spec.login.channel,
         "host_key": guest.host_key,
         "ports": guest.machine.forwarded,
     }
-    folder = guest.machine.plan.serial_socket.parent
     guest.let_go()
-    (folder / RECORD).write_text(json.dumps(record, indent=1))
+    (guest.machine.folder / RECORD).write_text(json.dumps(record, indent=1))
 
 
 def kept_guests(run: RunFolder) -> dict[str, Path]:
-    """The guests of a run that were left to its keeper: their folders by name."""
-    records = sorted(run.guests.glob(f"*/{RECORD}"))
-    return {str(json.loads(record.read_text())["name"]): record.parent for record in records}
+    """The guests of a run that were left to its keeper: their folders by name.
+
+    Guests of different tests may have one name: each of them is called by the name of its folder.
+    """
+    folders = [path.parent for path in sorted(run.guests.glob(f"*/{RECORD}"))]
+    names = [str(record_of(folder)["name"]) for folder in folders]
+    times = Counter(names)
+    return {
+        name if times[name] == 1 else folder.name: folder for name, folder in zip(names, folders, strict=True)
+    }
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What `leave` wrote down about a guest.
+
+    Args:
+        folder: the guest's folder.
+    """
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    return record
 
 
 def ssh_to(run: RunFolder, folder: Path, *, password: str | None = None) -> SshChannel:
@@ -56,7 +78,7 @@ def ssh_to(run: RunFolder, folder: Path, *, password: str | None = None) -> SshC
     Raises:
         ConfigError: the guest has no SSH.
     """
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    record = record_of(folder)
     port = record["ports"].get(str(SSH_PORT))
     if port is None:
         raise ConfigError(f"{record['name']} has no SSH login", "use: kvmlab lab console")

@@ -2,26 +2,26 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from pytest_kvmlab.drivers import qemu_img
+from pytest_kvmlab.checks import TPM
 from pytest_kvmlab.drivers.ssh import LEARN, SshChannel
 from pytest_kvmlab.drivers.ssh_keys import KeyPair, generate_key_pair
 from pytest_kvmlab.drivers.ssh_login import Login
-from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.journal import Journal
-from pytest_kvmlab.lab.guest import SSH_PORT, Guest
+from pytest_kvmlab.lab.disks import OwnDisk, asked_disk, overlay
+from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.hosts import Host
 from pytest_kvmlab.lab.images import BaseImage, Images
 from pytest_kvmlab.lab.kept import leave
-from pytest_kvmlab.lab.machine import Machine
-from pytest_kvmlab.lab.readiness import prove_ready
+from pytest_kvmlab.lab.machine import SSH_PORT, Machine
 from pytest_kvmlab.plan.domain_xml import domain_xml
-from pytest_kvmlab.plan.guest import Accel, DiskFile, RunFacts, UefiFiles, plan_guest
+from pytest_kvmlab.plan.guest import Accel, RunFacts, UefiFiles, UefiPlan, plan_guest
 from pytest_kvmlab.spec.access import GeneratedHostKey, LearnedHostKey, PinnedHostKey
 from pytest_kvmlab.spec.guest import GuestKeys, merge
 from pytest_kvmlab.spec.resolved import GuestSpec, resolve_guest
@@ -36,7 +36,7 @@ _OVMF = (
 _NUMBERS = itertools.count(1)
 
 Witness = Callable[[Guest, BaseException | None], bool]
-"""Told of every guest that was switched on, while it can still be looked at, and what went wrong, if anything.
+"""Told of every guest that was switched on, while it can be looked at, and what went wrong, if anything.
 Says whether the guest is to stay after the run."""
 
 
@@ -90,6 +90,7 @@ class Launcher:
         with ExitStack() as undo:
             image = undo.enter_context(self.images.use(keys.image))
             spec = resolve_guest(merge(keys, image.keys), source=source)
+            _require(spec)
             folder = undo.enter_context(self._folder(name))
             guest = self._make(name, spec, image, folder)
             undo.callback(guest.close)
@@ -99,11 +100,11 @@ class Launcher:
                 yield guest
                 kept = witness(guest, None)
             except BaseException as error:
-                kept = witness(guest, error)
+                kept = guest.machine.was_on and witness(guest, error)
                 raise
             finally:
-                if kept:
-                    leave(guest)
+                if kept and guest.machine.is_on:
+                    leave(guest, source)
                     # Held until this process ends: the image's lock, which the keeper cannot take over.
                     self._left.append(undo.pop_all())
 
@@ -112,61 +113,55 @@ class Launcher:
         """A folder for one guest, whose name no other guest of the run has."""
         folder = self.host.folder.guests / f"{name[:16]}-{self.worker}-{next(_NUMBERS)}"
         folder.mkdir()
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _make(self, name: str, spec: GuestSpec, image: BaseImage, folder: Path) -> Guest:
         access = _Access.of(spec, folder)
-        disks = _extra_disks(spec, folder)
-        overlay, fresh_disk = _overlay(image.boot.disk, folder)
+        boot = [overlay(image.boot.disk, folder / "disk.qcow2")] if image.boot.disk else []
+        more = [asked_disk(disk, folder / f"disk{number}.qcow2") for number, disk in enumerate(spec.disks, 1)]
         facts = RunFacts(
             run_id=self.host.folder.run,
             owner=self.worker,
             guest=folder.name,
             accel=self.accel,
             folder=folder,
-            disks=disks,
+            disks=tuple(disk.file for disk in more),
             fw_cfg=access.files,
             uefi=_uefi_files(),
         )
-        plan = plan_guest(spec, replace(image.boot, disk=overlay), facts)
+        plan = plan_guest(spec, replace(image.boot, disk=boot[0].file if boot else None), facts)
         (folder / "domain.xml").write_text(domain_xml(plan))
-        fresh_disk()
-        machine = Machine(
-            name, self.host, plan, fresh_disk, self.journal, self.host.autodestroy and not self.keep
-        )
+        renew = partial(_renew, [*boot, *more], plan.uefi)
+        renew()
+        # Names of guests come again in other tests: the journal of a guest has the events of no other.
+        journal = Journal(listeners=[self.journal.add])
+        machine = Machine(name, self.host, plan, renew, journal, self.host.autodestroy and not self.keep)
         ssh = SshChannel(name, partial(machine.dial, SSH_PORT), access.login, host_key=access.host_key)
         return Guest(
-            machine, spec, ssh, image.identity, timeout_scale=self.timeout_scale, prove_ready=prove_ready
+            machine,
+            spec,
+            ssh,
+            image_identity=image.identity,
+            kernel=str(spec.kernel or image.kernel_version),
+            timeout_scale=self.timeout_scale,
         )
 
 
-def _overlay(base: DiskFile | None, folder: Path) -> tuple[DiskFile | None, Callable[[], None]]:
-    """The disk that the guest writes to, and what makes it anew."""
-    if base is None:
-        return None, lambda: None
-    path = folder / "disk.qcow2"
-    return DiskFile(path, "qcow2", base), lambda: _renew(base, path)
+def _renew(disks: Sequence[OwnDisk], uefi: UefiPlan | None) -> None:
+    """Make all that a guest writes to as new; libvirt copies the firmware's variables if there are none."""
+    for disk in disks:
+        disk.renew()
+    if uefi:
+        uefi.vars.unlink(missing_ok=True)
 
 
-def _renew(base: DiskFile, overlay: Path) -> None:
-    overlay.unlink(missing_ok=True)
-    qemu_img.create_overlay(base.path, base.format, overlay)
-
-
-def _extra_disks(spec: GuestSpec, folder: Path) -> tuple[DiskFile, ...]:
-    """One file for each disk beside the image's: a blank one, or an overlay of the file that was named."""
-    disks = []
-    for number, disk in enumerate(spec.disks, start=1):
-        path = folder / f"disk{number}.qcow2"
-        if disk.file is None:
-            qemu_img.create_blank(path, disk.size or 0)
-            disks.append(DiskFile(path, "qcow2"))
-        else:
-            base = DiskFile(disk.file, qemu_img.inspect_untrusted(disk.file))
-            qemu_img.create_overlay(base.path, base.format, path)
-            disks.append(DiskFile(path, "qcow2", base))
-    return tuple(disks)
+def _require(spec: GuestSpec) -> None:
+    """See that this machine has what few guests need: libvirt's own complaint would name no remedy."""
+    if spec.tpm and not (finding := TPM.look()).ok:
+        raise HostError(f"a TPM is asked for, but {finding.seen}", finding.remedy, check=TPM.name)
 
 
 def _uefi_files() -> UefiFiles | None:

@@ -1,7 +1,9 @@
 """A virtual machine that can be switched on and off: its plan, its domain, its serial line."""
 
+import re
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +16,26 @@ from pytest_kvmlab.lab.hosts import Host
 from pytest_kvmlab.plan.domain_xml import domain_xml
 from pytest_kvmlab.plan.guest import GuestPlan
 
+SSH_PORT = 22
 _LOOPBACK = "127.0.0.1"
-# A guest that starts over this often while it boots will not stop doing so.
+# A guest that starts over this often without once answering will not stop doing so.
 _REBOOTS_THAT_MAKE_A_LOOP = 3
 _SILENCE_THAT_MEANS_OPEN = 1.0
+_TAIL_LINES = 20
+# Early in the boot there is no driver yet through which a kernel could tell QEMU; the text is all there is.
+_PANIC = re.compile(r"^(\[ *[0-9.]+\] )?(---\[ end )?Kernel panic - not syncing")
+_TROUBLES = {
+    "crashed": (
+        "the kernel of {name} panicked",
+        "look at its last lines; guest.screenshot() works, guest.start() boots it again",
+    ),
+    "stuck": (
+        "QEMU stopped {name} because it cannot write to the guest's disk",
+        "make room where the folders of runs are, or point KVMLAB_RUNS at a larger disk",
+    ),
+    "off": ("{name} switched itself off", "guest.start() boots it again"),
+    "loop": ("{name} reboots in a loop", "look at its last lines: what does it die of?"),
+}
 
 
 @dataclass
@@ -28,7 +46,7 @@ class Machine:
         name: the guest's name within its lab.
         host: where it runs.
         plan: what it is made of.
-        fresh_disk: makes its disk anew from the base image.
+        renew: makes everything that it writes to as it was before it was first switched on.
         journal: where its events go.
         autodestroy: whether it ends with this process's connection.
         forwarded: the loopback port of the host for each port of the guest that was asked for.
@@ -37,23 +55,34 @@ class Machine:
     name: str
     host: Host
     plan: GuestPlan
-    fresh_disk: Callable[[], None]
+    renew: Callable[[], None]
     journal: Journal
     autodestroy: bool
     forwarded: dict[int, int] = field(default_factory=dict)
     _domain: Domain | None = None
     _console: ConsoleReader | None = None
     _serial: SerialConsole | None = None
+    _reboots_seen: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The machine's own folder: disks, sockets, logs."""
+        return self.plan.serial_socket.parent
 
     @property
     def console_log(self) -> Path:
         """What the console showed, each line with the seconds since power-on before it."""
-        return self.plan.serial_socket.with_name("console.log")
+        return self.folder / "console.log"
 
     @property
     def xml_file(self) -> Path:
         """The XML that the guest is started from."""
-        return self.plan.serial_socket.with_name("domain.xml")
+        return self.folder / "domain.xml"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the machine has power, be it paused or crashed."""
+        return self._domain is not None and self._domain.state() != "off"
 
     @property
     def domain(self) -> Domain:
@@ -88,24 +117,50 @@ class Machine:
             raise GuestError(f"{self.name} was never switched on", phase="serial")
         return self._serial
 
+    @property
+    def was_on(self) -> bool:
+        """Whether the machine was ever switched on, so that there is something to look at."""
+        return self._console is not None
+
+    def note(self, kind: str, name: str, *, seconds: float = 0.0, outcome: str = "") -> None:
+        """Write an event of this machine down."""
+        self.journal.note(self.name, kind, name, seconds=seconds, outcome=outcome)
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a phase of this machine."""
+        return self.journal.phase(self.name, name)
+
     def power_on(self) -> None:
         """Start the machine; its serial line is listened to before its first instruction.
 
         Raises:
-            GuestError: libvirt or QEMU refuses; the message carries their reason.
+            GuestError: it is on already, or libvirt or QEMU refuses; the message carries their reason.
         """
+        if self.is_on:
+            raise GuestError(f"{self.name} is on already", "guest.crash() cuts its power", phase="create")
+        self.power_off()  # what is left of a machine that switched itself off
         self.plan.serial_socket.unlink(missing_ok=True)
-        with self.journal.phase(self.name, "create"):
+        with self.phase("create"):
             try:
-                self._domain = self.host.connection.create(
-                    domain_xml(self.plan), autodestroy=self.autodestroy
-                )
-                self._console = ConsoleReader(connect_serial(self.plan.serial_socket), self.console_log)
-                self._serial = SerialConsole(self._console)
-                self._domain.resume()
-            except (HostError, OSError) as error:
+                self._create()
+            except HostError as error:
                 self.power_off()
-                raise GuestError(f"{self.name} cannot be created: {error}", phase="create") from error
+                raise self._not_created(error.message, error.hint) from error
+            except OSError as error:
+                self.power_off()
+                raise self._not_created(f"its serial line: {error.strerror}", "") from error
+
+    def _create(self) -> None:
+        self._domain = self.host.connection.create(domain_xml(self.plan), autodestroy=self.autodestroy)
+        self._reboots_seen = self._domain.reboots
+        self._console = ConsoleReader(connect_serial(self.plan.serial_socket), self.console_log)
+        self._serial = SerialConsole(self._console)
+        self._domain.resume()
+
+    def _not_created(self, why: str, hint: str) -> GuestError:
+        return GuestError(
+            f"{self.name} cannot be created: {why}", hint, phase="create", looked_at=[self.xml_file]
+        )
 
     def power_off(self) -> None:
         """Cut the power, if it is on.
@@ -117,7 +172,7 @@ class Machine:
         self.forwarded.clear()
         if domain is not None:
             domain.destroy()
-            self.journal.note(self.name, "power", "off")
+            self.note("power", "off")
         self.let_go()
 
     def let_go(self) -> None:
@@ -166,6 +221,10 @@ class Machine:
             self.forwarded[port] = self.domain.forward_port(self.plan.nics[0].netdev, port)
         return self.forwarded[port]
 
+    def answered(self) -> None:
+        """Take note that the guest was up just now, so that a reboot from here on is no loop yet."""
+        self._reboots_seen = self.domain.reboots
+
     def check(self, phase: str) -> None:
         """See that the machine still runs.
 
@@ -173,19 +232,21 @@ class Machine:
             phase: what is being waited for, for the message.
 
         Raises:
-            GuestError: its kernel panicked, it switched itself off, or it starts over and over.
+            GuestError: its kernel panicked, it switched itself off, it starts over and over, or its disk
+                cannot be written to.
         """
-        state, tail = self.domain.state(), self.console.tail(12)
-        if state == "crashed" or any("Kernel panic - not syncing" in line for line in tail):
-            raise GuestError(f"the kernel of {self.name} panicked", phase=phase, looked_at=tail)
-        if state == "off":
-            raise GuestError(f"{self.name} switched itself off", phase=phase, looked_at=tail)
-        if self.domain.reboots >= _REBOOTS_THAT_MAKE_A_LOOP:
-            raise GuestError(
-                f"{self.name} reboots in a loop ({self.domain.reboots} times so far)",
-                phase=phase,
-                looked_at=tail,
-            )
+        if trouble := self._trouble():
+            message, hint = _TROUBLES[trouble]
+            tail = self.console.tail(_TAIL_LINES)
+            raise GuestError(message.format(name=self.name), hint, phase=phase, looked_at=tail)
+
+    def _trouble(self) -> str:
+        """What is wrong with the machine: a key of `_TROUBLES`, or nothing."""
+        if (state := self.domain.state()) in _TROUBLES:
+            return state
+        if any(_PANIC.match(line) for line in self.console.tail(_TAIL_LINES)):
+            return "crashed"
+        return "loop" if self.domain.reboots - self._reboots_seen >= _REBOOTS_THAT_MAKE_A_LOOP else ""
 
 
 def connect_serial(path: Path) -> socket.socket:

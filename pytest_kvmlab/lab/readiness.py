@@ -2,13 +2,13 @@
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import GuestError, WaitTimeout
-from pytest_kvmlab.lab.guest import Guest
+from pytest_kvmlab.lab.conditions import Conditions
 from pytest_kvmlab.spec.readiness import CommandReady, ConsoleReady, PortReady, Readiness, UnitReady
 
 _TAIL_LINES = 12
 
 
-def prove_ready(guest: Guest, deadline: Deadline) -> None:
+def prove_ready(guest: Conditions, deadline: Deadline) -> None:
     """Wait until a guest has proved that it is up: its channel answers, then its own condition holds.
 
     Args:
@@ -18,23 +18,32 @@ def prove_ready(guest: Guest, deadline: Deadline) -> None:
     Raises:
         GuestError: it did not; the message names the phase and what was seen.
     """
-    _open_channel(guest, deadline)
+    if (channel := guest.spec.login.channel) != "none":
+        with guest.machine.phase(channel):
+            open_channel(guest, deadline)
     if guest.spec.ready is not None:
-        with guest.machine.journal.phase(guest.name, "ready"):
+        with guest.machine.phase("ready"):
             _prove(guest, guest.spec.ready, deadline)
 
 
-def _open_channel(guest: Guest, deadline: Deadline) -> None:
+def open_channel(guest: Conditions, deadline: Deadline) -> None:
+    """Open the way in that a guest's login names, as soon as the guest lets us.
+
+    Args:
+        guest: a guest that is switched on.
+        deadline: when to give up.
+
+    Raises:
+        GuestError: it does not in time, or never will.
+    """
     match guest.spec.login.channel:
         case "ssh":
-            with guest.machine.journal.phase(guest.name, "ssh"):
-                guest.open_ssh(deadline)
+            guest.open_ssh(deadline)
         case "serial":
-            with guest.machine.journal.phase(guest.name, "serial"):
-                _reach_shell(guest, deadline)
+            _reach_shell(guest, deadline)
 
 
-def _reach_shell(guest: Guest, deadline: Deadline) -> None:
+def _reach_shell(guest: Conditions, deadline: Deadline) -> None:
     login = guest.spec.login
     password = login.password.get_secret_value() if login.password else None
     try:
@@ -49,7 +58,7 @@ def _reach_shell(guest: Guest, deadline: Deadline) -> None:
         ) from error
 
 
-def _prove(guest: Guest, condition: Readiness, deadline: Deadline) -> None:
+def _prove(guest: Conditions, condition: Readiness, deadline: Deadline) -> None:
     # The verbs multiply their timeouts by the run's scale; this deadline has been multiplied already.
     left = deadline.remaining / guest.timeout_scale
     try:

@@ -40,6 +40,7 @@ class Image:
         disk_format: `qcow2` or `raw`.
         sha256: hexadecimal digest of the manifest, and so of everything that the image is.
         recipe: hexadecimal digest of the recipe that it was built from.
+        kernel_version: what `uname -r` says in a guest that boots this kernel.
         guest: keys of a guest, as the recipe gives them.
     """
 
@@ -52,6 +53,7 @@ class Image:
     disk_format: DiskFormat
     sha256: str
     recipe: str
+    kernel_version: str
     guest: Mapping[str, object]
 
     @contextmanager
@@ -251,6 +253,7 @@ def _read_image(folder: Path) -> Image:
         disk_format=manifest.disk_format,
         sha256=_sha256(folder / MANIFEST),
         recipe=manifest.recipe,
+        kernel_version=manifest.kernel_version,
         guest=manifest.guest,
     )
 

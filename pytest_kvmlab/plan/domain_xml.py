@@ -107,7 +107,8 @@ def _lifecycle(plan: GuestPlan) -> Iterator[Element]:
     yield _element("clock", offset=plan.clock)
     yield _element("on_poweroff", "destroy")
     yield _element("on_reboot", "restart")
-    yield _element("on_crash", "destroy")
+    # Stopped, but still there: its screen can be looked at, and its console is not overwritten by a new boot.
+    yield _element("on_crash", "preserve")
 
 
 _PARTS: tuple[Callable[[GuestPlan], Iterator[Element]], ...] = (

@@ -252,7 +252,9 @@ def _kernel(spec: GuestSpec, source: BootSource) -> KernelPlan | None:
 
 def _uefi(run: RunFacts) -> UefiPlan:
     if run.uefi is None:
-        raise HostError("firmware 'uefi' is asked for, but this machine has none", "apt install ovmf")
+        raise HostError(
+            "firmware 'uefi' is asked for, but this machine has none", "apt install ovmf", check="uefi"
+        )
     return UefiPlan(run.uefi.code, run.uefi.vars_template, run.folder / "uefi-vars.fd")
 
 

@@ -54,16 +54,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     try:
         options = _options(config)
+        if options.lab:
+            _switch_on(config, options)
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
-    if options.lab:
-        # Only now: these import libvirt and more, which a plain pytest should not pay for.
-        from pytest_kvmlab.plugin.reporting import LabReporting  # noqa: PLC0415
-        from pytest_kvmlab.plugin.session import LabSession  # noqa: PLC0415
 
-        session = LabSession.begin(config, options)
-        config.pluginmanager.register(session, _SESSION)
-        config.pluginmanager.register(LabReporting(session), "kvmlab-reporting")
+
+def _switch_on(config: pytest.Config, options: Options) -> None:
+    # Only now: these import libvirt and more, which a plain pytest should not pay for.
+    from pytest_kvmlab.plugin.reporting import LabReporting  # noqa: PLC0415
+    from pytest_kvmlab.plugin.session import LabSession  # noqa: PLC0415
+
+    session = LabSession(config, options)
+    config.pluginmanager.register(session, _SESSION)
+    config.pluginmanager.register(LabReporting(session), "kvmlab-reporting")
 
 
 def _options(config: pytest.Config) -> Options:

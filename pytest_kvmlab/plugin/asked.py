@@ -23,10 +23,16 @@ def merged_mark(node: pytest.Item | pytest.Collector, extra: dict[str, object] |
         ConfigError: a mark has an unknown key or a wrong value.
     """
     where, folder = node.nodeid, node.path.parent
-    written = [WrittenMark(where, folder, mark.kwargs, mark.args) for mark in node.iter_markers("kvm")]
+    written = [WrittenMark(where, folder, mark.kwargs, mark.args) for mark in _nearest_first(node)]
     if extra:
         written.insert(0, WrittenMark(f"make_guest in {where}", folder, extra))
     return merge_marks(written)
+
+
+def _nearest_first(node: pytest.Item | pytest.Collector) -> list[pytest.Mark]:
+    """The `kvm` marks of a node; pytest itself lists those of a function before its parameters'."""
+    of_parameters = getattr(getattr(node, "callspec", None), "marks", ())
+    return sorted(node.iter_markers("kvm"), key=lambda mark: mark not in of_parameters)
 
 
 def asked_guest(
@@ -50,16 +56,28 @@ def asked_guest(
 
 
 def _lab(mark: KvmMark, node: pytest.Item | pytest.Collector, options: Options) -> LabSpec | None:
-    """The lab of a test: its mark's, else the nearest file at or above it, else the option's."""
+    """The lab of a test: its mark's, else the option's, else the nearest file at or above it."""
     if not needs_lab(mark):
         return None
     if mark.lab is not None:
-        return load_lab_once(locate_lab(mark.lab, shipped_labs(), node.path.parent))
-    if path := find_lab(node.path.parent):
-        return load_lab_once(path)
+        return _load_once(locate_lab(mark.lab, shipped_labs(), node.path.parent))
     if options.lab_file is not None:
-        return load_lab_once(locate_lab(options.lab_file, shipped_labs(), node.config.invocation_params.dir))
-    return None
+        return named_lab(options.lab_file, node.config)
+    path = find_lab(node.path.parent)
+    return _load_once(path) if path else None
 
 
-load_lab_once = cache(load_lab)
+def named_lab(wish: str, config: pytest.Config) -> LabSpec:
+    """The lab that the option names.
+
+    Args:
+        wish: a path, seen from where pytest was started, or the name of a shipped lab.
+        config: pytest's.
+
+    Raises:
+        ConfigError: there is no such lab, or its file is wrong.
+    """
+    return _load_once(locate_lab(wish, shipped_labs(), config.invocation_params.dir))
+
+
+_load_once = cache(load_lab)

@@ -20,17 +20,16 @@ def _session(request: pytest.FixtureRequest) -> "LabSession":
 
 
 @pytest.fixture
-def guest(request: pytest.FixtureRequest) -> "Iterator[Guest]":
-    """One clean guest, ready: from the mark's image, or of the lab."""
+def kvm_guest(request: pytest.FixtureRequest) -> "Iterator[Guest]":
+    """The same as `guest`, for projects that have a fixture of that name already."""
     with _session(request).guest(request) as guest:
         yield guest
 
 
 @pytest.fixture
-def kvm_guest(request: pytest.FixtureRequest) -> "Iterator[Guest]":
-    """The same as `guest`, for projects that have a fixture of that name already."""
-    with _session(request).guest(request) as guest:
-        yield guest
+def guest(kvm_guest: "Guest") -> "Guest":
+    """One clean guest, ready: from the mark's image, or of the lab."""
+    return kvm_guest
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,24 @@
-"""What a test's report says about its guests."""
+"""What tests tell about their guests: sections, properties, and the guests that stay."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import pytest
 
-from pytest_kvmlab.errors import GuestError
-from pytest_kvmlab.plugin.session import EVIDENCE, FAILED, LabSession
-from pytest_kvmlab.report.evidence import describe
+import pytest_kvmlab
+from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
+from pytest_kvmlab.plugin.session import EVIDENCE, FAILED, LabSession, told_without_traceback
+from pytest_kvmlab.report.evidence import Evidence, describe
+from pytest_kvmlab.report.kept import kept_lines
+
+_OURS = (KvmlabError, CommandFailed, WaitTimeout, SerialMismatch)
+_PACKAGE = Path(pytest_kvmlab.__file__).parent
 
 
 class LabReporting:
-    """Adds to the report of a failed test what its guests showed.
+    """Adds to the report of a test what its guests showed.
 
     Args:
         session: knows the guests.
@@ -19,38 +27,77 @@ class LabReporting:
     def __init__(self, session: LabSession) -> None:
         self._session = session
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Let no test wait for a shared guest that broke in an earlier one."""
+        with told_without_traceback():
+            for live in self._session.live_of(item):
+                live.require_sound()
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Add sections to a failed report, while the guests are still up."""
-        if call.excinfo is not None and _is_infrastructure(call):
+        """Add properties to every report and sections to a failed one, while the guests are still up."""
+        self._session.progress.clear()
+        infrastructure = _infrastructure(call)
+        if infrastructure:
             item.user_properties.append(("kvmlab.failure", "infrastructure"))
+        for live in self._session.live_of(item):
+            self._session.tell_junit(item, live.guest)
+        if call.excinfo and isinstance(call.excinfo.value, _OURS) and not item.config.option.fulltrace:
+            _end_at_the_test(call.excinfo.value)
         report = yield
         if report.failed:
-            item.stash[FAILED] = True
-            self._add_sections(item, report)
-            _mark_infrastructure(call, report)
+            self._note_failure(item, call)
+            report.sections += [(f"kvmlab: guest {each.guest}", describe(each)) for each in self._see(item)]
+            if infrastructure:
+                report.sections.append(("kvmlab: infrastructure", _no_verdict(infrastructure)))
         return report
 
-    def _add_sections(self, item: pytest.Item, report: pytest.TestReport) -> None:
-        evidence = item.stash.get(EVIDENCE, [])
-        item.stash[EVIDENCE] = []
-        if report.when == "call":
-            evidence = [
-                *evidence,
-                *(self._session.look_at(guest, item) for guest in self._session.guests_of(item)),
-            ]
-        for each in evidence:
-            report.sections.append((f"kvmlab: guest {each.guest}", describe(each)))
+    def _note_failure(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        for live in self._session.live_of(item):
+            live.node.stash[FAILED] = True
+            live.note_failure(item, call.excinfo.value if call.excinfo else None)
+
+    def _see(self, item: pytest.Item) -> Iterator[Evidence]:
+        """What guests show that are up, and what those showed that did not come so far."""
+        for node in item.listchain():
+            yield from node.stash.get(EVIDENCE, [])
+            node.stash[EVIDENCE] = []
+        for live in self._session.live_of(item):
+            if live.broken_in in ("", item.nodeid):  # a later test has nothing to add
+                yield self._session.look_at(live.guest, live.node)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say how to reach and remove the guests that stay."""
+        lines = kept_lines(self._session.owned.folder) if self._session.owned else []
+        if lines:
+            terminalreporter.section("kvmlab: kept guests")
+            terminalreporter.write("".join(f"{line}\n" for line in lines))
 
 
-def _is_infrastructure(call: pytest.CallInfo[None]) -> bool:
-    return call.excinfo is not None and isinstance(call.excinfo.value, GuestError)
+def _infrastructure(call: pytest.CallInfo[None]) -> GuestError | None:
+    """The guest's own failure, if it is what ended the test; a fixture tells it without traceback."""
+    error = call.excinfo.value if call.excinfo else None
+    told = error.__context__ if isinstance(error, pytest.fail.Exception) else error
+    return told if isinstance(told, GuestError) else None
 
 
-def _mark_infrastructure(call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Say that a test failed because its guest broke, not because of what it tests."""
-    if call.excinfo is not None and isinstance(error := call.excinfo.value, GuestError):
-        text = f"the guest broke in phase '{error.phase}'; this is no verdict on what is tested\n{error}"
-        report.sections.append(("kvmlab: infrastructure", text))
+def _no_verdict(error: GuestError) -> str:
+    return f"the guest broke in phase '{error.phase}': this is no verdict on what is tested"
+
+
+def _end_at_the_test(error: BaseException) -> None:
+    """Let the traceback of our errors end where the test called us: their message says what is inside."""
+    frame = error.__traceback__
+    while frame and frame.tb_next and not _is_inside(frame.tb_next):
+        frame = frame.tb_next
+    if frame and frame.tb_next and not _is_inside(frame):
+        frame.tb_next, error.__cause__, error.__suppress_context__ = None, None, True
+
+
+def _is_inside(frame: TracebackType) -> bool:
+    """Whether a frame is of this package's own code; the shipped labs are tests like any other."""
+    path = Path(frame.tb_frame.f_code.co_filename)
+    return path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "fixtures")

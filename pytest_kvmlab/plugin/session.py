@@ -1,37 +1,36 @@
 """A pytest session with `--kvm-lab`: its run, and the guests of its tests."""
 
-import os
 import re
-import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from pytest_kvmlab.errors import KvmlabError, TeardownError
+from pytest_kvmlab.errors import ConfigError, KvmlabError, TeardownError
 from pytest_kvmlab.journal import Journal
-from pytest_kvmlab.keeper.client import Keeper
-from pytest_kvmlab.keeper.reap import reap_dead_runs
-from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.lab.guest import Guest
-from pytest_kvmlab.lab.hosts import HostChoice, choose_host
 from pytest_kvmlab.lab.kept import KEPT_SECONDS, kept_guests
-from pytest_kvmlab.lab.run import Run, capabilities_folder, open_run
-from pytest_kvmlab.plugin.asked import asked_guest
+from pytest_kvmlab.lab.run import Run, open_run
+from pytest_kvmlab.plugin.asked import asked_guest, named_lab
 from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
+from pytest_kvmlab.plugin.live import LiveGuest, Node
+from pytest_kvmlab.plugin.place import Place, find_place, tell_worker
 from pytest_kvmlab.plugin.progress import ProgressLine
 from pytest_kvmlab.report.evidence import Evidence, gather, keep_files
+from pytest_kvmlab.report.properties import guest_properties
 from pytest_kvmlab.spec.options import Options
 
-_WORKER_INPUT = "kvmlab"
 EVIDENCE = pytest.StashKey[list[Evidence]]()
 FAILED = pytest.StashKey[bool]()
+Found = TypeVar("Found")
+_NAMES = pytest.StashKey[Counter[str]]()
 
-Node = pytest.Item | pytest.Collector
+# What ends a test that nobody wants to know more about: whoever pressed Ctrl-C waits for the end.
+_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit, pytest.exit.Exception)
 
 
 class LabSession:
@@ -40,64 +39,55 @@ class LabSession:
     Args:
         config: pytest's.
         options: how to run.
-        choice: where guests run.
-        folder: the run's folder.
-        keeper: the run's keeper, in the one process that owns the run: not in xdist's workers.
+
+    Raises:
+        ConfigError: the options name a lab that cannot be read, or do not go together.
     """
 
-    def __init__(
-        self,
-        config: pytest.Config,
-        options: Options,
-        choice: HostChoice,
-        folder: RunFolder,
-        keeper: Keeper | None,
-    ) -> None:
+    def __init__(self, config: pytest.Config, options: Options) -> None:
         self.config = config
         self.options = options
-        self.choice = choice
-        self.folder = folder
-        self.keeper = keeper
         self.worker = getattr(config, "workerinput", {}).get("workerid", "main")
         self.artifacts = (config.invocation_params.dir / options.artifacts).absolute()
         self.journal = Journal()
         self.progress = ProgressLine(config, self.journal)
-        self.live: list[tuple[Guest, Node]] = []
+        self.live: list[LiveGuest] = []
+        if options.lab_file is not None:
+            named_lab(options.lab_file, config)
+        if options.keep != "never" and "://" in options.host:
+            raise ConfigError(
+                f"guests of a shared libvirt ({options.host}) cannot be kept: no keeper could end them",
+                "leave out --kvm-keep, or use --kvm-host=private",
+            )
 
-    @classmethod
-    def begin(cls, config: pytest.Config, options: Options) -> "LabSession":
-        """Begin the session: own a new run, or, in a worker, take part in its controller's.
-
-        Raises:
-            pytest.UsageError: the host that was asked for is not possible here.
-        """
-        told = getattr(config, "workerinput", {}).get(_WORKER_INPUT)
-        if told:
-            choice = HostChoice(told["kind"], told["why"])
-            return cls(config, options, choice, RunFolder(Path(told["folder"])), None)
+    @cached_property
+    def _place(self) -> Place | KvmlabError:
+        """Where guests run, or why nowhere: found out once, on first need."""
         try:
-            reap_dead_runs()
-            choice = choose_host(options.host)
-            capabilities = capabilities_folder(options) if choice.private else None
-            keeper = Keeper(_record(config, choice), capabilities=capabilities)
+            return find_place(self.config, self.options)
         except KvmlabError as error:
-            raise pytest.UsageError(str(error)) from None
-        return cls(config, options, choice, keeper.folder, keeper)
+            return error
 
     @cached_property
     def _opened(self) -> Run | KvmlabError:
         """The run, or why there is none: found out once, told to every test."""
         try:
-            return open_run(
-                self.options,
-                self.choice,
-                self.folder,
-                worker=self.worker,
-                journal=self.journal,
-                progress=self.progress.building,
-            )
+            return self._open()
         except KvmlabError as error:
             return error
+        finally:
+            self.progress.clear()
+
+    def _open(self) -> Run:
+        place = _or_raise(self._place)
+        return open_run(
+            self.options,
+            place.choice,
+            place.folder,
+            worker=self.worker,
+            journal=self.journal,
+            progress=self.progress.building,
+        )
 
     @property
     def run(self) -> Run:
@@ -106,9 +96,13 @@ class LabSession:
         Raises:
             KvmlabError: there is no host; the same for every test.
         """
-        if isinstance(self._opened, KvmlabError):
-            raise self._opened
-        return self._opened
+        return _or_raise(self._opened)
+
+    @property
+    def owned(self) -> Place | None:
+        """The place of a run that this process owns, if it has begun one."""
+        place = self.__dict__.get("_place")
+        return place if isinstance(place, Place) and place.keeper is not None else None
 
     # What fixtures give
 
@@ -134,7 +128,7 @@ class LabSession:
             run = self.run
             return HostFacts(
                 uri=run.host.connection.uri,
-                kind=self.choice.kind,
+                kind=run.host.choice.kind,
                 accelerator=run.verdict.accel,
                 accelerator_why=run.verdict.why,
                 timeout_scale=run.launcher.timeout_scale,
@@ -145,26 +139,30 @@ class LabSession:
     @contextmanager
     def _asked(self, node: Node, extra: dict[str, object]) -> Iterator[Guest]:
         name, keys = asked_guest(node, self.options, extra)
-
-        def witness(guest: Guest, error: BaseException | None) -> bool:
-            return self._witness(guest, node, error)
-
-        with self.run.launcher.guest(name, keys, source=node.nodeid, witness=witness) as guest:
-            self.live.append((guest, node))
-            _tell_junit(node, guest, self.run)
+        starting = self.run.launcher.guest(
+            _name_within(node, name), keys, source=node.nodeid, witness=partial(self._witness, node)
+        )
+        with starting as guest:
+            live = LiveGuest(guest, node)
+            self.live.append(live)
             try:
                 yield guest
             finally:
-                self.live.remove((guest, node))
+                self.live.remove(live)
 
-    def _witness(self, guest: Guest, node: Node, error: BaseException | None) -> bool:
+    def _witness(self, node: Node, guest: Guest, error: BaseException | None) -> bool:
         """See a guest for the last time; whether it is to be kept after the run."""
-        failed = error is not None or node.stash.get(FAILED, False)
-        if error is not None:
-            node.stash.setdefault(EVIDENCE, []).append(self.look_at(guest, node))
-        else:
+        if isinstance(error, _INTERRUPTIONS):
+            return False
+        if isinstance(node, pytest.Item):
+            self.tell_junit(node, guest)
+        if error is None:
             keep_files(guest, self._artifacts_of(guest, node))
-        return self.options.keep == "always" or (self.options.keep == "failed" and failed)
+        else:
+            node.stash.setdefault(EVIDENCE, []).append(self.look_at(guest, node))
+        failed = error is not None or node.stash.get(FAILED, False)
+        wanted = self.options.keep == "always" or (self.options.keep == "failed" and failed)
+        return wanted and _is_on(guest)
 
     def look_at(self, guest: Guest, node: Node) -> Evidence:
         """Gather what a guest shows now."""
@@ -173,21 +171,28 @@ class LabSession:
     def _artifacts_of(self, guest: Guest, node: Node) -> Path:
         return self.artifacts / _file_name(node.nodeid) / guest.machine.plan.guest
 
-    def guests_of(self, item: pytest.Item) -> list[Guest]:
-        """The guests that are up for a test, shared ones included."""
-        return [guest for guest, node in self.live if node in item.listchain()]
+    def tell_junit(self, item: pytest.Item, guest: Guest) -> None:
+        """Give a test the properties of its guest, for JUnit XML; under xdist they travel with the report."""
+        replaced = guest.spec.image in self.options.image
+        fresh = dict(guest_properties(guest, self.run.verdict.accel, replaced=replaced))
+        others = [(name, value) for name, value in item.user_properties if name not in fresh]
+        item.user_properties[:] = [*others, *fresh.items()]
 
-    # pytest's hooks about the run; those about reports are in `reporting`
+    def live_of(self, item: pytest.Item) -> list[LiveGuest]:
+        """The guests that are up for a test, shared ones included."""
+        return [live for live in self.live if live.serves(item)]
+
+    # pytest's hooks about the run; those about tests are in `reporting`
 
     def pytest_report_header(self) -> list[str]:
         """Where guests run, with what, and why."""
-        if self.keeper is None or self.config.option.collectonly:
+        if self.config.option.collectonly:
             return []
         if isinstance(self._opened, KvmlabError):
             return [f"kvmlab: no guests can be started: {self._opened.message}"]
-        verdict, versions = self._opened.verdict, self._opened.versions
+        verdict, versions, choice = self._opened.verdict, self._opened.versions, self._opened.host.choice
         return [
-            f"kvmlab: host {self.choice.kind}: {self.choice.why}",
+            f"kvmlab: host {choice.kind}: {choice.why}",
             f"kvmlab: libvirt {versions.libvirt}, QEMU {versions.qemu}",
             f"kvmlab: accelerator {verdict.accel}: {verdict.why}",
             f"kvmlab: timeouts x {self._opened.launcher.timeout_scale:g}",
@@ -196,22 +201,24 @@ class LabSession:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Tell an xdist worker which run it belongs to."""
-        facts = {"folder": str(self.folder.path), "kind": self.choice.kind, "why": self.choice.why}
-        node.workerinput[_WORKER_INPUT] = facts
+        tell_worker(node, self._place)
 
     def pytest_unconfigure(self) -> None:
         """End the run; kept guests stay with its keeper."""
-        if "_opened" in self.__dict__ and isinstance(self._opened, Run):
-            self._opened.close()
-        if self.keeper is not None:
-            if kept_guests(self.folder):
-                self.keeper.keep(KEPT_SECONDS)
-            self.keeper.close()
+        if isinstance(opened := self.__dict__.get("_opened"), Run):
+            opened.close()
+        if self.owned and self.owned.keeper:
+            if kept_guests(self.owned.folder):
+                self.owned.keeper.keep(KEPT_SECONDS)
+            self.owned.keeper.close()
 
 
 @contextmanager
 def told_without_traceback() -> Iterator[None]:
-    """Let our errors fail a fixture with their message alone: the traceback would be of our own code."""
+    """Let our errors fail a fixture with their message alone: the traceback would be of our own code.
+
+    What is raised has the error as its `__context__`.
+    """
     try:
         yield
     except TeardownError:
@@ -220,30 +227,23 @@ def told_without_traceback() -> Iterator[None]:
         raise pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False) from None
 
 
-def _tell_junit(node: Node, guest: Guest, run: Run) -> None:
-    """Properties of the test in JUnit XML; under xdist they travel with the report."""
-    if isinstance(node, pytest.Item):
-        node.user_properties += [
-            (f"kvmlab.{guest.name}.image", guest.spec.image),
-            (f"kvmlab.{guest.name}.image_sha256", guest.image_identity),
-            ("kvmlab.accelerator", run.verdict.accel),
-            *(
-                (f"kvmlab.{guest.name}.{name}_seconds", f"{seconds:.3f}")
-                for name, seconds in guest.timings().items()
-            ),
-        ]
+def _or_raise(found: Found | KvmlabError) -> Found:
+    if isinstance(found, KvmlabError):
+        raise found
+    return found
 
 
-def _record(config: pytest.Config, choice: HostChoice) -> dict[str, Any]:
-    """Who owns a run, for `kvmlab ps`."""
-    return {
-        "owner": os.getpid(),
-        "started": time.time(),
-        "command": ["pytest", *map(str, config.invocation_params.args)],
-        "folder": str(config.invocation_params.dir),
-        "host": choice.kind,
-        "python": sys.executable,
-    }
+def _name_within(node: Node, name: str) -> str:
+    """A guest's name, told apart from those that its test had before: `guest`, `guest-2`."""
+    times = node.stash.setdefault(_NAMES, Counter())
+    times[name] += 1
+    return name if times[name] == 1 else f"{name}-{times[name]}"
+
+
+def _is_on(guest: Guest) -> bool:
+    with suppress(KvmlabError):
+        return guest.machine.domain.state() != "off"
+    return False
 
 
 def _file_name(nodeid: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pytest_kvmlab.errors import KvmlabError
+from pytest_kvmlab.errors import GuestError, KvmlabError
 from pytest_kvmlab.journal import Event
 from pytest_kvmlab.lab.guest import Guest
 
@@ -49,8 +49,7 @@ def keep_files(guest: Guest, folder: Path) -> None:
         for source in (machine.console_log, machine.plan.serial_log, machine.xml_file):
             if source.exists():
                 shutil.copyfile(source, folder / source.name)
-        events = machine.journal.of(guest.name, "phase") + machine.journal.of(guest.name, "command")
-        lines = [json.dumps(asdict(event)) for event in sorted(events, key=lambda event: event.at)]
+        lines = [json.dumps(asdict(event)) for event in machine.journal.events()]
         (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -67,10 +66,16 @@ def gather(guest: Guest, folder: Path) -> Evidence:
         guest=guest.name,
         folder=folder,
         screenshot=_screenshot(guest, folder / "screenshot.png"),
-        console=tuple(guest.machine.console.tail(_CONSOLE_LINES)),
+        console=_console(guest),
         commands=tuple(journal.of(guest.name, "command")[-_COMMANDS:]),
         phases=tuple(journal.of(guest.name, "phase")),
     )
+
+
+def _console(guest: Guest) -> tuple[str, ...]:
+    with suppress(GuestError):  # it was never switched on
+        return tuple(guest.machine.console.tail(_CONSOLE_LINES))
+    return ()
 
 
 def _screenshot(guest: Guest, path: Path) -> Path | None:

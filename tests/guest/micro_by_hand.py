@@ -25,7 +25,7 @@ _SERIAL = ("-chardev", "stdio,id=line,signal=off", "-serial", "chardev:line")
 class ByHand:
     """A guest on a pseudo terminal."""
 
-    line: pexpect.spawn[str]
+    line: "pexpect.spawn[str]"
     folder: Path
 
     def prompt(self) -> None:

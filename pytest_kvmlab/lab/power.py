@@ -1,0 +1,131 @@
+"""Switching a guest on, off and back: each verb waits until what it names has come true."""
+
+import re
+
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.errors import CommandFailed, ConfigError, GuestError, WaitTimeout
+from pytest_kvmlab.lab.commands import told
+from pytest_kvmlab.lab.conditions import Conditions
+from pytest_kvmlab.lab.readiness import open_channel, prove_ready
+from pytest_kvmlab.lab.waits import until
+
+_POWER_SECONDS = 60.0
+_ATTEMPT_SECONDS = 10.0
+_SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+
+
+class Power(Conditions):
+    """A guest as far as its power and its state are concerned."""
+
+    def start(self, *, timeout: float = _POWER_SECONDS) -> None:
+        """Switch the guest on after `shutdown` or `crash`, its disks as they were; wait until it is ready.
+
+        Raises:
+            GuestError: it is on already, or does not get ready; the message says how far it came.
+        """
+        deadline = self.deadline(timeout)
+        self.machine.power_on()
+        prove_ready(self, deadline)
+
+    def reboot(self, *, timeout: float = _POWER_SECONDS) -> None:
+        """Let the guest reboot, and wait until it is ready; a new boot id (random(4)) proves that it did.
+
+        Raises:
+            WaitTimeout: it did not start over in time.
+            GuestError: it did, and then did not get ready.
+        """
+        deadline = self.deadline(timeout)
+        with self.machine.phase("reboot"):
+            before = self._boot_id(deadline)
+            self._leave("reboot", deadline)
+            if not until(lambda: self._rebooted(before, deadline), deadline, every=0.2):
+                raise WaitTimeout(
+                    f"{self.name} did not reboot within {deadline.seconds:g} s: boot id still {before}"
+                )
+            prove_ready(self, deadline)
+
+    def shutdown(self, *, timeout: float = _POWER_SECONDS) -> None:
+        """Ask the guest to switch itself off, and wait until it has.
+
+        Over its channel where it has one, else by the ACPI power button.
+
+        Raises:
+            WaitTimeout: it is still on.
+        """
+        deadline = self.deadline(timeout)
+        with self.machine.phase("shutdown"):
+            if self.spec.login.channel == "none":
+                self.machine.domain.press_power_button()
+            else:
+                self._leave("poweroff", deadline)
+            if not until(lambda: None if self.machine.is_on else True, deadline):
+                raise WaitTimeout(f"{self.name} did not switch itself off within {deadline.seconds:g} s")
+        self.crash()  # takes away what is left
+
+    def crash(self) -> None:
+        """Cut the power, as a power failure would; `start` switches the guest on again."""
+        self._ssh.close()
+        self.machine.power_off()
+
+    def reset(self, *, timeout: float = _POWER_SECONDS) -> None:
+        """Make the guest as it was at first: fresh disks and firmware variables, booted anew, ready."""
+        self.crash()
+        self.machine.renew()
+        self.start(timeout=timeout)
+
+    def snapshot(self, name: str, *, timeout: float = _POWER_SECONDS) -> None:
+        """Keep memory, devices and disks as they are now, inside the guest's own overlay.
+
+        Args:
+            name: letters, digits, `.`, `_`, `-`, beginning with a letter.
+            timeout: seconds for writing the memory down.
+
+        Raises:
+            GuestError: QEMU cannot (UEFI variables, which it would have to write to).
+        """
+        self._monitor_snapshot("savevm", name, timeout)
+
+    def revert(self, name: str, *, timeout: float = _POWER_SECONDS) -> None:
+        """Go back to a snapshot of this guest; open connections to it end.
+
+        Args:
+            name: as given to `snapshot`.
+            timeout: seconds for reading the memory.
+
+        Raises:
+            GuestError: there is no such snapshot.
+        """
+        self._monitor_snapshot("loadvm", name, timeout)
+        self._ssh.close()
+        self.serial.forget()
+
+    def _monitor_snapshot(self, verb: str, name: str, timeout: float) -> None:
+        if not _SNAPSHOT_NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} cannot name a snapshot", "use letters, digits, '.', '_' and '-'")
+        with self.machine.phase(verb):
+            seconds = self.deadline(timeout).seconds
+            if refusal := self.machine.domain.monitor(f"{verb} {name}", seconds=seconds).strip():
+                raise GuestError(f"{verb} {name} of {self.name}: {refusal}", phase="create")
+
+    def _leave(self, program: str, deadline: Deadline) -> None:
+        """Start a program that ends this boot, without waiting for its end, which is the channel's too."""
+        self.ask(f"(sleep 0.3; {program}) >/dev/null 2>&1 &", deadline)
+        self._ssh.close()
+        self.serial.forget()
+
+    def _boot_id(self, deadline: Deadline) -> str:
+        result = self.ask("cat /proc/sys/kernel/random/boot_id", deadline)
+        if not result.ok:
+            raise CommandFailed(told(self.name, result, "0"))
+        return result.stdout.strip()
+
+    def _rebooted(self, before: str, deadline: Deadline) -> bool | None:
+        """Whether another boot answers; None if none does yet, or still the old one."""
+        self.machine.check("boot")
+        attempt = Deadline(min(_ATTEMPT_SECONDS, deadline.remaining))
+        try:
+            open_channel(self, attempt)
+            return self._boot_id(attempt) != before or None
+        except (GuestError, WaitTimeout, CommandFailed):
+            self._ssh.close()
+            return None
