@@ -1,4 +1,4 @@
-"""What a plain `pytest` pays for having the plugin installed: an empty suite with it and without it, in turns."""
+"""What a plain `pytest` pays for the installed plugin: an empty suite with it and without it, in turns."""
 
 import argparse
 import json

@@ -1,7 +1,7 @@
 """pytest fixtures that start, check and take down KVM guests through libvirt.
 
-What a test names in its annotations is here: `from pytest_kvmlab import Guest`. It is imported when it is asked
-for, because every pytest of the environment imports this package.
+What a test names in its annotations is here: `from pytest_kvmlab import Guest`. It is imported when it is
+asked for, because every pytest of the environment imports this package.
 """
 
 from importlib import import_module

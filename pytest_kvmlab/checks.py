@@ -17,7 +17,7 @@ _QEMU = "qemu-system-x86_64"
 _DRIVER = "connection-driver/libvirt_driver_qemu.so"
 _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu/libvirt", "/usr/lib64/libvirt", "/usr/lib/libvirt")
 _BUILD_PROGRAMS = {
-    "apt-get": "apt", "dpkg-deb": "dpkg", "cpio": "cpio", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils",
+    "apt-get": "apt", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils",
 }  # fmt: skip
 _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd")
 _LEAST_ROOM = 2 * 1024**3
@@ -173,7 +173,9 @@ def _run_folder() -> Finding:
 QEMU = Check("qemu", "guests run in it", _emulator)
 LIBVIRT = Check("libvirt", "starts the guests", _libvirt_daemon)
 KVM = Check("kvm", "makes guests fast", _kvm_device, optional=True)
-EMBEDDED_USER = Check("embed", "--kvm-host=embed, where namespaces are forbidden", _embedded_user, optional=True)
+EMBEDDED_USER = Check(
+    "embed", "--kvm-host=embed, where namespaces are forbidden", _embedded_user, optional=True
+)
 TPM = Check("tpm", "tpm = true", _tpm_emulator, optional=True)
 NAMESPACES = Check("namespaces", "keep a run apart from the host, and end with it", _namespaces)
 
@@ -190,5 +192,5 @@ CHECKS = (
     Check("uefi", 'firmware = "uefi"', _uefi_firmware, optional=True),
     TPM,
 )
-NEEDED_FOR_PRIVATE_HOST = (LIBVIRT, NAMESPACES)
-NEEDED_FOR_EMBED = (EMBEDDED_USER,)
+NEEDED_FOR_PRIVATE_HOST = (QEMU, LIBVIRT, NAMESPACES)
+NEEDED_FOR_EMBED = (QEMU, EMBEDDED_USER)

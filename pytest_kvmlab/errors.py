@@ -35,7 +35,8 @@ class KvmlabError(Exception):
 
     def __str__(self) -> str:
         lines = [self.message]
-        lines += [f"  looked at: {place}" for place in self.looked_at]
+        if self.looked_at:
+            lines += ["  looked at:", *(f"    {place}" for place in self.looked_at)]
         if self.hint:
             lines.append(f"  what to do: {self.hint}")
         return "\n".join(lines)

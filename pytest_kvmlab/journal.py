@@ -1,13 +1,10 @@
 """The timed events of a run: data from which every report is drawn, and which every room may write."""
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TextIO
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Event:
 
 @dataclass
 class Journal:
-    """Events in the order in which they ended, kept in memory and, line by line, in a file.
+    """Events in the order in which they ended.
 
     Attributes:
         listeners: called with each event on the thread that wrote it, such as a progress display.
@@ -43,22 +40,6 @@ class Journal:
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _file: TextIO | None = None
-
-    def write_to(self, path: Path) -> None:
-        """Append every later event to a file, one JSON object a line.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", buffering=1)
-
-    def close(self) -> None:
-        """Close the file, if there is one."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
     def note(self, subject: str, kind: str, name: str, *, seconds: float = 0.0, outcome: str = "") -> None:
         """Write down one event that has just ended."""
@@ -68,10 +49,6 @@ class Journal:
         """Write down an event; as a listener of another journal, also what was written there."""
         with self._lock:
             self._events.append(event)
-            if self._file is not None:
-                # A full disk must not fail a test: the events in memory are the ones reports use.
-                with contextlib.suppress(OSError):
-                    self._file.write(json.dumps(asdict(event)) + "\n")
         for listener in self.listeners:
             listener(event)
 

@@ -10,7 +10,7 @@ from pytest_kvmlab.errors import KvmlabError
 
 app = typer.Typer(
     name="kvmlab",
-    help="Check what runs in KVM guests: look after this machine, images and labs. Tests run with: pytest --kvm-lab",
+    help="Look after this machine, its images and labs. Tests with guests run by: pytest --kvm-lab",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

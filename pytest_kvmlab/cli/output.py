@@ -39,7 +39,7 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
         What is told a step, and the done share of the whole, 0 to 1, or None if that is unknown.
     """
     if not console.is_terminal:
-        yield lambda what, share: print(what, flush=True)
+        yield lambda what, _share: print(what, flush=True)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:

@@ -4,9 +4,11 @@ The only module that imports libvirt. Its errors leave as `HostError`, with what
 """
 
 import contextlib
+import math
 import os
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -23,6 +25,7 @@ _KEEPALIVE_SECONDS, _KEEPALIVE_TRIES = 5, 6
 # Longer than libvirt takes for what it has to wait for itself: 15 s for a QEMU that does not want to end.
 _ANSWER_SECONDS = 30.0
 _CREATE_SECONDS = 120.0
+_ONE_RESET_SECONDS = 0.4
 _NO_LONGER_THERE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 
 _STATES = {
@@ -118,6 +121,28 @@ class _EventLoop:
 _event_loop = _EventLoop()
 
 
+class _Reboots:
+    """Counts how often each domain was reset.
+
+    A kernel that reboots tries several ways at once (Linux, arch/x86/kernel/reboot.c): each is an event.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._last: dict[str, float] = {}
+
+    def note(self, domain: str) -> None:
+        """Count an event, unless it belongs to the reset that was counted last."""
+        now = time.monotonic()
+        if now - self._last.get(domain, -math.inf) > _ONE_RESET_SECONDS:
+            self._counts[domain] += 1
+            self._last[domain] = now
+
+    def of(self, domain: str) -> int:
+        """The resets of one domain so far."""
+        return self._counts[domain]
+
+
 class Connection:
     """One connection to libvirt; guests made with `autodestroy` live no longer than it.
 
@@ -136,14 +161,14 @@ class Connection:
         # The embedded driver has no wire to keep alive.
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
-        self._reboots: Counter[str] = Counter()
+        self._reboots = _Reboots()
         with _telling("libvirt cannot report events"):
             self._connection.domainEventRegisterAny(
                 None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._count_reboot, None
             )
 
     def _count_reboot(self, _connection: object, domain: Any, _opaque: object) -> None:
-        self._reboots[domain.UUIDString()] += 1
+        self._reboots.note(domain.UUIDString())
 
     def versions(self) -> Versions:
         """The versions of libvirt's daemon and of the QEMU that it starts."""
@@ -178,7 +203,7 @@ class Connection:
 class Domain:
     """One virtual machine, as libvirt sees it. `raw` is libvirt's own object."""
 
-    def __init__(self, raw: Any, reboots: Counter[str]) -> None:
+    def __init__(self, raw: Any, reboots: _Reboots) -> None:
         self.raw = raw
         self.name: str = raw.name()
         self._uuid: str = raw.UUIDString()
@@ -187,7 +212,7 @@ class Domain:
     @property
     def reboots(self) -> int:
         """How often the guest was reset since this connection saw it, by itself or by us."""
-        return self._all_reboots[self._uuid]
+        return self._all_reboots.of(self._uuid)
 
     def state(self) -> str:
         """What the machine does.

@@ -28,6 +28,8 @@ _LOGIN_STEPS = {
     "login": LOGIN_PROMPT,
     "password": r"[Pp]assword: *$",
     "refused": r"[Ll]ogin incorrect|[Aa]uthentication failure",
+    # What may be a shell's prompt is asked at once; what looks otherwise, after a silence.
+    "prompt": r"[#$%>] (?:\x1b\[[0-9;?]*[A-Za-z])*$",
 }
 
 
@@ -161,6 +163,8 @@ class SerialConsole:
         while not deadline.passed:
             step = self._login_step(deadline)
             silent = silent + 1 if step == "nothing" else 0
+            if step == "prompt" and self._shell.answers(_pause(deadline)):
+                return
             if step == "nothing" and self._shell_came(user if named else "", silent, deadline):
                 return
             if step in answers and (named or step == "login"):
@@ -207,8 +211,7 @@ class SerialConsole:
         """Ask for a shell, but not while a login still thinks about what it was told."""
         shown = self._spawn.before if isinstance(self._spawn.before, str) else ""
         thinking = user and not shown.replace(user, "", 1).strip() and silent < _LOGIN_DELAY_PAUSES
-        wait = Deadline(min(_LOGIN_PAUSE_SECONDS, deadline.remaining))
-        return not thinking and self._shell.answers(wait)
+        return not thinking and self._shell.answers(_pause(deadline))
 
     def _login_failed(self, user: str, why: str) -> GuestError:
         return GuestError(
@@ -221,3 +224,7 @@ class SerialConsole:
     def _unmatched(self) -> list[str]:
         seen = self._spawn.before if isinstance(self._spawn.before, str) else ""
         return [printable(line.encode()) for line in seen.splitlines()[-_SHOWN_LINES:]]
+
+
+def _pause(deadline: Deadline) -> Deadline:
+    return Deadline(min(_LOGIN_PAUSE_SECONDS, deadline.remaining))

@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pytest_kvmlab
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.protocol import Dial, ask
 from pytest_kvmlab.keeper.reap import sweep
@@ -35,6 +34,7 @@ class Keeper:
 
     def __init__(self, record: dict[str, Any], *, capabilities: Path | None) -> None:
         self.folder, lock = create_run_folder(record)
+        self._kept = False
         hears, says = os.pipe()
         self._lifeline = os.fdopen(says, "wb", buffering=0)
         try:
@@ -58,6 +58,9 @@ class Keeper:
             self._say_last(f"keep {seconds:.0f}\n".encode())
         except BrokenPipeError as error:
             raise HostError(f"nothing is kept: the keeper of run {self.folder.run} is gone") from error
+        self._kept = True
+        # It is meant to run on; without this Popen would warn of it when it is forgotten.
+        self._process.returncode = 0
 
     def close(self) -> None:
         """End the run, unless it is to be kept. What a keeper that died left behind is taken away, too.
@@ -65,7 +68,7 @@ class Keeper:
         Raises:
             HostError: the keeper does not come to an end.
         """
-        if self._lifeline.closed:
+        if self._kept:
             return
         with contextlib.suppress(BrokenPipeError):
             self._say_last(b"end\n")
@@ -82,8 +85,9 @@ class Keeper:
 
     def _say_last(self, words: bytes) -> None:
         """Say something and hang up. The words count, since a forked child may still hold the line open."""
-        with self._lifeline as lifeline:
-            lifeline.write(words)
+        if not self._lifeline.closed:
+            with self._lifeline as lifeline:
+                lifeline.write(words)
 
 
 def _start(
@@ -107,7 +111,7 @@ def _start(
 
 def _environment() -> dict[str, str]:
     """This environment, with the package importable wherever it was imported from here."""
-    package = str(Path(pytest_kvmlab.__file__).parent.parent.absolute())
+    package = str(Path(__file__).absolute().parents[2])
     before = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{before}" if before else package}
 

@@ -21,10 +21,9 @@ TAIL_LINES = 20
 LAST_QUESTION_SECONDS = 10.0
 # The last try of a wait gets this long, so that it can answer and its answer be told.
 LEAST_SECONDS = 1.0
-_LONGEST_ATTEMPT = 60.0
-# User-mode networking accepts before the guest can; such a connection stays silent long after it could speak.
-_LEAST_PATIENCE, _MOST_PATIENCE = 0.4, 10.0
+_LONGEST_ATTEMPT = 30.0
 _LOOK_SECONDS = 0.5
+_LATE_SECONDS = 1.0
 _TAIL_CHARACTERS = 4000
 
 
@@ -85,8 +84,7 @@ class Commands:
 
         def attempt() -> bool | None:
             try:
-                patience = min(_MOST_PATIENCE, _LEAST_PATIENCE * 1.3 ** len(tries))
-                self._ssh.open(min(deadline.remaining, _LONGEST_ATTEMPT), patience=patience)
+                self._ssh.open(min(deadline.remaining, _LONGEST_ATTEMPT))
             except SshNotReady as error:
                 tries.append(error.message)
                 self.machine.check("ssh")
@@ -223,7 +221,8 @@ def _cut_short(machine: Machine, cut: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     except GuestError as error:
-        if broke := (found[0] if found else _what_broke(machine)):
+        # A channel may learn of its end sooner than libvirt does.
+        if broke := (found[0] if found else until(lambda: _what_broke(machine), Deadline(_LATE_SECONDS))):
             raise broke from error
         raise
     finally:

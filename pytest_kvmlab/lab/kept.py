@@ -17,6 +17,7 @@ from pytest_kvmlab.lab.machine import SSH_PORT, connect_serial
 
 KEPT_SECONDS = 8 * 3600.0
 RECORD = "kept.json"
+_LOOPBACK = "127.0.0.1"
 
 
 def leave(guest: Guest, source: str) -> None:
@@ -29,19 +30,27 @@ def leave(guest: Guest, source: str) -> None:
         guest: a guest that is switched on.
         source: the test or lab that it is of, for whoever finds it later.
     """
-    if guest.spec.login.channel == "ssh":
+    channel = _proved_channel(guest)
+    if channel == "ssh":
         guest.machine.forwarded_port(SSH_PORT)
     record = {
         "name": guest.name,
         "source": source,
         "image": guest.spec.image,
         "user": guest.spec.login.user,
-        "channel": guest.spec.login.channel,
+        "channel": channel,
         "host_key": guest.host_key,
         "ports": guest.machine.forwarded,
     }
     guest.let_go()
     (guest.machine.folder / RECORD).write_text(json.dumps(record, indent=1))
+
+
+def _proved_channel(guest: Guest) -> str:
+    """The channel that let us in; `none` of a guest that never did: only its console tells why."""
+    channel = guest.spec.login.channel
+    phases = guest.machine.journal.of(guest.name, "phase")
+    return channel if any(event.name == channel and not event.outcome for event in phases) else "none"
 
 
 def kept_guests(run: RunFolder) -> dict[str, Path]:
@@ -105,4 +114,6 @@ def serial_of(folder: Path) -> socket.socket:
 
 
 def _dial(run: RunFolder, port: int, seconds: float) -> socket.socket:
-    return dial(run, "127.0.0.1", port, timeout=seconds)
+    if run.read("run.json").get("host") == "private":
+        return dial(run, _LOOPBACK, port, timeout=seconds)
+    return socket.create_connection((_LOOPBACK, port), timeout=seconds)

@@ -139,7 +139,9 @@ class Launcher:
         # Names of guests come again in other tests: the journal of a guest has the events of no other.
         journal = Journal(listeners=[self.journal.add])
         machine = Machine(name, self.host, plan, renew, journal, self.host.autodestroy and not self.keep)
-        ssh = SshChannel(name, partial(machine.dial, SSH_PORT), access.login, host_key=access.host_key)
+        ssh = SshChannel(
+            name, partial(machine.dial_greeter, SSH_PORT), access.login, host_key=access.host_key
+        )
         return Guest(
             machine,
             spec,

@@ -5,13 +5,16 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.console_log import ConsoleReader
 from pytest_kvmlab.drivers.libvirt import Domain
 from pytest_kvmlab.drivers.serial import SerialConsole
 from pytest_kvmlab.errors import GuestError, HostError
 from pytest_kvmlab.journal import Journal
+from pytest_kvmlab.lab.greeting import first_to_greet
 from pytest_kvmlab.lab.hosts import Host
 from pytest_kvmlab.plan.domain_xml import domain_xml
 from pytest_kvmlab.plan.guest import GuestPlan
@@ -22,6 +25,7 @@ _LOOPBACK = "127.0.0.1"
 _REBOOTS_THAT_MAKE_A_LOOP = 3
 _SILENCE_THAT_MEANS_OPEN = 1.0
 _TAIL_LINES = 20
+_PANIC_LINES = 100
 # Early in the boot there is no driver yet through which a kernel could tell QEMU; the text is all there is.
 _PANIC = re.compile(r"^(\[ *[0-9.]+\] )?(---\[ end )?Kernel panic - not syncing")
 _TROUBLES = {
@@ -33,7 +37,8 @@ _TROUBLES = {
         "QEMU stopped {name} because it cannot write to the guest's disk",
         "make room where the folders of runs are, or point KVMLAB_RUNS at a larger disk",
     ),
-    "off": ("{name} switched itself off", "guest.start() boots it again"),
+    "paused": ("{name} is paused", "guest.domain.resume() lets it go on"),
+    "off": ("{name} is off: it switched itself off, or its QEMU ended", "guest.start() boots it again"),
     "loop": ("{name} reboots in a loop", "look at its last lines: what does it die of?"),
 }
 
@@ -207,6 +212,15 @@ class Machine:
         """
         return self.host.dial(_LOOPBACK, self.forwarded_port(port), seconds)
 
+    def dial_greeter(self, port: int, seconds: float) -> socket.socket:
+        """Open a connection to a server of the guest that speaks first, as soon as it does.
+
+        Raises:
+            OSError: it does not speak in time.
+            GuestError: the guest broke, or has no network card.
+        """
+        return first_to_greet(partial(self.dial, port), partial(self.check, "network"), Deadline(seconds))
+
     def forwarded_port(self, port: int) -> int:
         """The loopback port, where QEMU runs, that leads to a port of the guest.
 
@@ -232,21 +246,32 @@ class Machine:
             phase: what is being waited for, for the message.
 
         Raises:
-            GuestError: its kernel panicked, it switched itself off, it starts over and over, or its disk
-                cannot be written to.
+            GuestError: its kernel panicked, it is off or paused, it starts over and over, or its disk cannot
+                be written to.
         """
         if trouble := self._trouble():
             message, hint = _TROUBLES[trouble]
-            tail = self.console.tail(_TAIL_LINES)
-            raise GuestError(message.format(name=self.name), hint, phase=phase, looked_at=tail)
+            shown = self._panic() if trouble == "crashed" else []
+            raise GuestError(
+                message.format(name=self.name),
+                hint,
+                phase=phase,
+                looked_at=shown or self.console.tail(_TAIL_LINES),
+            )
 
     def _trouble(self) -> str:
         """What is wrong with the machine: a key of `_TROUBLES`, or nothing."""
         if (state := self.domain.state()) in _TROUBLES:
             return state
-        if any(_PANIC.match(line) for line in self.console.tail(_TAIL_LINES)):
+        if self._panic():
             return "crashed"
         return "loop" if self.domain.reboots - self._reboots_seen >= _REBOOTS_THAT_MAKE_A_LOOP else ""
+
+    def _panic(self) -> list[str]:
+        """What the console shows of a panic: its reason, which a long trace follows."""
+        lines = self.console.tail(_PANIC_LINES)
+        start = next((number for number, line in enumerate(lines) if _PANIC.match(line)), len(lines))
+        return lines[start : start + _TAIL_LINES]
 
 
 def connect_serial(path: Path) -> socket.socket:

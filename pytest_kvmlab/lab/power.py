@@ -103,8 +103,9 @@ class Power(Conditions):
         if not _SNAPSHOT_NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot name a snapshot", "use letters, digits, '.', '_' and '-'")
         with self.machine.phase(verb):
-            seconds = self.deadline(timeout).seconds
-            if refusal := self.machine.domain.monitor(f"{verb} {name}", seconds=seconds).strip():
+            seconds, domain = self.deadline(timeout).seconds, self.machine.domain
+            if refusal := domain.monitor(f"{verb} {name}", seconds=seconds).strip():
+                domain.resume()  # QEMU has stopped the guest for this, and leaves it so
                 raise GuestError(f"{verb} {name} of {self.name}: {refusal}", phase="create")
 
     def _leave(self, program: str, deadline: Deadline) -> None:

@@ -7,7 +7,8 @@ _NAMED = {
     "esc": 1, "minus": 12, "equal": 13, "backspace": 14, "tab": 15, "enter": 28, "ret": 28, "ctrl": 29,
     "semicolon": 39, "shift": 42, "backslash": 43, "comma": 51, "dot": 52, "slash": 53, "alt": 56,
     "space": 57, "capslock": 58, "sysrq": 99, "home": 102, "up": 103, "pageup": 104, "left": 105,
-    "right": 106, "end": 107, "down": 108, "pagedown": 109, "insert": 110, "delete": 111, "del": 111, "meta": 125,
+    "right": 106, "end": 107, "down": 108, "pagedown": 109, "insert": 110, "delete": 111, "del": 111,
+    "meta": 125,
 }  # fmt: skip
 _CODES = (
     _NAMED

@@ -30,9 +30,15 @@ def merged_mark(node: pytest.Item | pytest.Collector, extra: dict[str, object] |
 
 
 def _nearest_first(node: pytest.Item | pytest.Collector) -> list[pytest.Mark]:
-    """The `kvm` marks of a node; pytest itself lists those of a function before its parameters'."""
+    """The `kvm` marks of a node.
+
+    pytest itself lists those of a function before its parameters', and those of a base class before its own.
+    """
     of_parameters = getattr(getattr(node, "callspec", None), "marks", ())
-    return sorted(node.iter_markers("kvm"), key=lambda mark: mark not in of_parameters)
+    marks: list[pytest.Mark] = []
+    for each in node.iter_parents():
+        marks += each.own_markers[::-1] if isinstance(each, pytest.Class) else each.own_markers
+    return sorted((mark for mark in marks if mark.name == "kvm"), key=lambda mark: mark not in of_parameters)
 
 
 def asked_guest(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_kvmlab.errors import HostError, KvmlabError
+from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.keeper.reap import reap_dead_runs
 from pytest_kvmlab.keeper.run_folder import RunFolder
@@ -35,32 +35,35 @@ class Place:
     keeper: Keeper | None
 
 
-def find_place(config: pytest.Config, options: Options) -> Place:
+def find_place(config: pytest.Config, options: Options) -> Place | HostError:
     """Own a new run, or, in an xdist worker, take part in the controller's.
 
     Args:
         config: pytest's.
         options: how to run.
 
+    Returns:
+        The place, or why no guests can be started here: that is for the tests to tell which need one.
+
     Raises:
-        HostError: no guests can be started here; in a worker, with what the controller found out.
+        ConfigError: the options do not go together.
     """
     told = getattr(config, "workerinput", {}).get(_WORKER_INPUT)
     if told is None:
         return _own_run(config, options)
     if "refusal" in told:
-        raise HostError(told["refusal"])
+        return HostError(told["refusal"])
     return Place(HostChoice(told["kind"], told["why"]), RunFolder(Path(told["folder"])), None)
 
 
-def tell_worker(node: Any, place: Place | KvmlabError) -> None:
-    """Give an xdist worker what `find_place` returns or raises there.
+def tell_worker(node: Any, place: Place | HostError) -> None:
+    """Give an xdist worker what `find_place` returns there.
 
     Args:
         node: xdist's `WorkerController`, which carries plain data only.
         place: where guests run, or why they cannot.
     """
-    if isinstance(place, KvmlabError):
+    if isinstance(place, HostError):
         node.workerinput[_WORKER_INPUT] = {"refusal": str(place)}
     else:
         choice = place.choice
@@ -68,11 +71,16 @@ def tell_worker(node: Any, place: Place | KvmlabError) -> None:
         node.workerinput[_WORKER_INPUT] = facts
 
 
-def _own_run(config: pytest.Config, options: Options) -> Place:
-    reap_dead_runs()
-    choice = choose_host(options.host)
-    capabilities = capabilities_folder(options) if choice.private else None
-    keeper = Keeper(_record(config, choice), capabilities=capabilities)
+def _own_run(config: pytest.Config, options: Options) -> Place | HostError:
+    if config.option.collectonly:
+        return HostError("tests are only collected")
+    try:
+        reap_dead_runs()
+        choice = choose_host(options.host, keep=options.keep != "never")
+        capabilities = capabilities_folder(options) if choice.private else None
+        keeper = Keeper(_record(config, choice), capabilities=capabilities)
+    except HostError as error:
+        return error
     return Place(choice, keeper.folder, keeper)
 
 

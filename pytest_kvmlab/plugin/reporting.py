@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-import pytest_kvmlab
 from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
 from pytest_kvmlab.plugin.session import EVIDENCE, FAILED, LabSession, told_without_traceback
 from pytest_kvmlab.report.evidence import Evidence, describe
 from pytest_kvmlab.report.kept import kept_lines
 
 _OURS = (KvmlabError, CommandFailed, WaitTimeout, SerialMismatch)
-_PACKAGE = Path(pytest_kvmlab.__file__).parent
+_PACKAGE = Path(__file__).absolute().parents[1]
 
 
 class LabReporting:
@@ -71,7 +70,8 @@ class LabReporting:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Say how to reach and remove the guests that stay."""
-        lines = kept_lines(self._session.owned.folder) if self._session.owned else []
+        keeper = self._session.keeper
+        lines = kept_lines(keeper.folder) if keeper else []
         if lines:
             terminalreporter.section("kvmlab: kept guests")
             terminalreporter.write("".join(f"{line}\n" for line in lines))

@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pytest_kvmlab.errors import ConfigError, KvmlabError, TeardownError
+from pytest_kvmlab.errors import KvmlabError, TeardownError
 from pytest_kvmlab.journal import Journal
+from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.kept import KEPT_SECONDS, kept_guests
 from pytest_kvmlab.lab.run import Run, open_run
 from pytest_kvmlab.plugin.asked import asked_guest, named_lab
 from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 from pytest_kvmlab.plugin.live import LiveGuest, Node
-from pytest_kvmlab.plugin.place import Place, find_place, tell_worker
+from pytest_kvmlab.plugin.place import find_place, tell_worker
 from pytest_kvmlab.plugin.progress import ProgressLine
-from pytest_kvmlab.report.evidence import Evidence, gather, keep_files
+from pytest_kvmlab.report.evidence import Evidence, forget_files, gather, keep_files
 from pytest_kvmlab.report.properties import guest_properties
 from pytest_kvmlab.spec.options import Options
 
@@ -40,6 +41,9 @@ class LabSession:
         config: pytest's.
         options: how to run.
 
+    Attributes:
+        place: where guests run, or why nowhere.
+
     Raises:
         ConfigError: the options name a lab that cannot be read, or do not go together.
     """
@@ -54,19 +58,7 @@ class LabSession:
         self.live: list[LiveGuest] = []
         if options.lab_file is not None:
             named_lab(options.lab_file, config)
-        if options.keep != "never" and "://" in options.host:
-            raise ConfigError(
-                f"guests of a shared libvirt ({options.host}) cannot be kept: no keeper could end them",
-                "leave out --kvm-keep, or use --kvm-host=private",
-            )
-
-    @cached_property
-    def _place(self) -> Place | KvmlabError:
-        """Where guests run, or why nowhere: found out once, on first need."""
-        try:
-            return find_place(self.config, self.options)
-        except KvmlabError as error:
-            return error
+        self.place = find_place(config, options)
 
     @cached_property
     def _opened(self) -> Run | KvmlabError:
@@ -79,7 +71,7 @@ class LabSession:
             self.progress.clear()
 
     def _open(self) -> Run:
-        place = _or_raise(self._place)
+        place = _or_raise(self.place)
         return open_run(
             self.options,
             place.choice,
@@ -99,10 +91,9 @@ class LabSession:
         return _or_raise(self._opened)
 
     @property
-    def owned(self) -> Place | None:
-        """The place of a run that this process owns, if it has begun one."""
-        place = self.__dict__.get("_place")
-        return place if isinstance(place, Place) and place.keeper is not None else None
+    def keeper(self) -> Keeper | None:
+        """The keeper of the run, in the process that owns it."""
+        return None if isinstance(self.place, KvmlabError) else self.place.keeper
 
     # What fixtures give
 
@@ -143,6 +134,7 @@ class LabSession:
             _name_within(node, name), keys, source=node.nodeid, witness=partial(self._witness, node)
         )
         with starting as guest:
+            forget_files(self._artifacts_of(guest, node))
             live = LiveGuest(guest, node)
             self.live.append(live)
             try:
@@ -201,16 +193,16 @@ class LabSession:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Tell an xdist worker which run it belongs to."""
-        tell_worker(node, self._place)
+        tell_worker(node, self.place)
 
     def pytest_unconfigure(self) -> None:
         """End the run; kept guests stay with its keeper."""
         if isinstance(opened := self.__dict__.get("_opened"), Run):
             opened.close()
-        if self.owned and self.owned.keeper:
-            if kept_guests(self.owned.folder):
-                self.owned.keeper.keep(KEPT_SECONDS)
-            self.owned.keeper.close()
+        if self.keeper:
+            if kept_guests(self.keeper.folder):
+                self.keeper.keep(KEPT_SECONDS)
+            self.keeper.close()
 
 
 @contextmanager

@@ -36,6 +36,15 @@ class Evidence:
     phases: tuple[Event, ...]
 
 
+def forget_files(folder: Path) -> None:
+    """Remove what an earlier run kept under the same name, so that nobody takes it for this one's.
+
+    Args:
+        folder: a guest's folder among the artifacts, there or not.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def keep_files(guest: Guest, folder: Path) -> None:
     """Copy what a guest's folder has for a person: console, XML, events.
 
@@ -80,6 +89,7 @@ def _console(guest: Guest) -> tuple[str, ...]:
 
 def _screenshot(guest: Guest, path: Path) -> Path | None:
     with suppress(KvmlabError, OSError):
+        path.unlink(missing_ok=True)
         return guest.screenshot(path)
     return None
 

@@ -1,24 +1,29 @@
-"""What a run leaves on this machine, found by the one path that everything of it names: its folder for runs."""
+"""What runs leave on this machine, found by what everything of theirs names: their folder, their guests."""
 
 import os
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.lab.waits import until
+
+_SECONDS = 20.0
 PROC = Path("/proc")
 
 
-def processes_of(runs: Path) -> dict[int, str]:
-    """Processes whose command line or environment names a folder for runs: command lines by process id."""
-    named = os.fsencode(runs)
+def processes_of(names: Iterable[str]) -> dict[int, str]:
+    """Processes whose command line or environment holds one of these names: command lines by process id."""
+    wanted = re.compile(b"|".join(re.escape(os.fsencode(name)) for name in names))
     found = {}
     for process in _processes():
         with suppress(OSError):
             words = (process / "cmdline").read_bytes()
-            if words and (named in words or named in (process / "environ").read_bytes()):
+            if words and wanted.search(words + (process / "environ").read_bytes()):
                 found[int(process.name)] = words.replace(b"\0", b" ").decode(errors="replace").strip()
     return found
 
@@ -33,37 +38,76 @@ class Traces:
 
     Attributes:
         runs: the folder for runs.
+        names: that processes of the runs have in their command line or environment.
         interfaces: the host's network interfaces before.
         locks: of the run's folders, as `/proc/locks` names files.
-        namespaces: that processes of the run are in and this process is not.
+        namespaces: that processes of the runs are in and this process is not, and when one of them was last
+            seen there, in seconds since this machine was started.
     """
 
     runs: Path
+    names: frozenset[str]
     interfaces: frozenset[str]
     locks: frozenset[str]
-    namespaces: frozenset[str]
+    namespaces: dict[str, float]
 
     @classmethod
     def of(cls, runs: Path) -> "Traces":
         """Look at what is there now."""
+        names = frozenset([str(runs), *(f"kvl-{path.parent.name}-" for path in runs.glob("*/owner.lock"))])
         return cls(
             runs,
+            names,
             frozenset(name for _, name in socket.if_nameindex()),
             frozenset(_lock_name(path) for path in runs.glob("*/owner.lock")),
-            frozenset(_namespaces(processes_of(runs)) - _namespaces([os.getpid()])),
+            {
+                name: time.clock_gettime(time.CLOCK_BOOTTIME)
+                for process in processes_of(names)
+                for name in _namespaces(process) - _namespaces(os.getpid())
+            },
         )
+
+    def __or__(self, later: "Traces") -> "Traces":
+        """What two looks at the same runs saw together."""
+        return Traces(
+            self.runs,
+            self.names | later.names,
+            self.interfaces,
+            self.locks | later.locks,
+            self.namespaces | later.namespaces,
+        )
+
+    def left_at_last(self) -> dict[str, list[str]]:
+        """What is still there when nothing more goes away by itself."""
+        until(lambda: not self.left() or None, Deadline(_SECONDS))
+        return self.left()
 
     def left(self) -> dict[str, list[str]]:
         """What is still there, by kind; kinds of which nothing is left are not named."""
         found = {
-            "process": list(processes_of(self.runs).values()),
+            "process": list(processes_of(self.names).values()),
             "file": [path.name for path in self.runs.iterdir()],
             "mount": list(_lines(PROC / "self" / "mountinfo", str(self.runs))),
             "interface": [name for _, name in socket.if_nameindex() if name not in self.interfaces],
             "lock": [line for lock in self.locks for line in _lines(PROC / "locks", f"{lock} ")],
-            "namespace": sorted(self.namespaces & _namespaces(int(entry.name) for entry in _processes())),
+            "namespace": [
+                f"{process.name} in {name}" for process in _processes() for name in self._shared(process)
+            ],
         }
         return {kind: things for kind, things in found.items() if things}
+
+    def _shared(self, process: Path) -> set[str]:
+        """Namespaces of the runs that a process is in, or holds open.
+
+        The kernel gives the number of a namespace that is gone to a new one, so a process that was started
+        after the last look at ours is somebody else's.
+        """
+        with suppress(OSError, IndexError):
+            started = _started(process)
+            return {
+                name for name in _namespaces(int(process.name)) if started <= self.namespaces.get(name, 0)
+            }
+        return set()
 
 
 def _lines(file: Path, containing: str) -> Iterator[str]:
@@ -76,14 +120,25 @@ def _lock_name(path: Path) -> str:
     return f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
 
 
-def _namespaces(processes: "Iterator[int] | list[int] | dict[int, str]") -> set[str]:
-    """Mount, network and PID namespaces that processes are in or hold open."""
-    found = set()
-    for process in processes:
-        with suppress(OSError):
-            own = [PROC / str(process) / "ns" / kind for kind in ("mnt", "net", "pid")]
-            found |= {os.readlink(link) for link in own}
-        with suppress(OSError):
-            links = (os.readlink(link) for link in (PROC / str(process) / "fd").iterdir())
-            found |= {link for link in links if re.match(r"(mnt|net|pid):", link)}
-    return found
+def _started(process: Path) -> float:
+    """When a process was started, in seconds since this machine was: field 22 of its `stat` (proc(5))."""
+    after_name = (process / "stat").read_text().rpartition(") ")[2].split()
+    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _namespaces(process: int) -> set[str]:
+    """Mount, network and PID namespaces that a process is in or holds open; none if it has ended."""
+    folder = PROC / str(process)
+    links: list[Path] = []
+    with suppress(OSError):
+        if (folder / "cmdline").read_bytes():
+            links = [*(folder / "fd").iterdir(), *(folder / "ns" / kind for kind in ("mnt", "net", "pid"))]
+    return {name for name in map(_target, links) if re.match(r"(mnt|net|pid):", name)}
+
+
+def _target(link: Path) -> str:
+    """Where a link leads; nowhere if it is gone."""
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""

@@ -3,12 +3,13 @@
 Prints the run's folder once the guest is there, and ends the run when its standard input ends.
 """
 
+import os
 import sys
-import tempfile
-from pathlib import Path
 
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.lab.hosts import choose_host, open_host
+from pytest_kvmlab.lab.run import capabilities_folder
+from pytest_kvmlab.spec.options import resolve_options
 
 _GUEST = """
 <domain type='qemu'>
@@ -21,11 +22,12 @@ _GUEST = """
 
 def main() -> None:
     choice = choose_host(sys.argv[1])
-    capabilities = Path(tempfile.gettempdir(), "kvmlab-test-capabilities")
+    capabilities = capabilities_folder(resolve_options({"lab": True}, os.environ, {}))
     keeper = Keeper({"command": ["owned_run"]}, capabilities=capabilities if choice.private else None)
     host = open_host(choice, keeper.folder, worker="main", capabilities=capabilities)
     host.connection.create(_GUEST.format(run=keeper.folder.run), autodestroy=host.autodestroy)
-    print(keeper.folder.path, flush=True)
+    sys.stdout.write(f"{keeper.folder.path}\n")
+    sys.stdout.flush()
     sys.stdin.read()
     host.close()
     keeper.close()

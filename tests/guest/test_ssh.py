@@ -7,6 +7,7 @@ folder, and nothing that it started outlives it.
 import http.client
 import http.server
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -76,11 +77,17 @@ def _free_port() -> int:
         return port
 
 
+def _program(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    assert found, f"{name} is not installed: ./lab test sees to that"
+    return found
+
+
 def _openssh(folder: Path, port: int, *, password: bool) -> list[str]:
     config = folder / "sshd_config"
     answer = "yes" if password else "no"
     config.write_text(_SSHD_CONFIG.format(port=port, folder=folder, password=answer))
-    return ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]
+    return [_program("sshd"), "-D", "-e", "-f", str(config)]
 
 
 def _dropbear(folder: Path, port: int, *, password: bool) -> list[str]:
@@ -88,7 +95,7 @@ def _dropbear(folder: Path, port: int, *, password: bool) -> list[str]:
     command = ["dropbearconvert", "openssh", "dropbear", str(folder / "host_key"), str(converted)]
     subprocess.run(command, check=True, capture_output=True, timeout=20)
     listen = ["-p", f"127.0.0.1:{port}", "-P", f"{folder}/pid", "-r", str(converted)]
-    return ["/usr/sbin/dropbear", "-F", "-E", *([] if password else ["-s"]), *listen]
+    return [_program("dropbear"), "-F", "-E", *([] if password else ["-s"]), *listen]
 
 
 _SERVERS = {"openssh": _openssh, "dropbear": _dropbear}

@@ -142,10 +142,11 @@ def broken_doors(module: Module) -> set[str]:
 
 
 def import_graph(modules: list[Module]) -> Mapping[str, Collection[str]]:
+    """Which module imports which; a bare `import pytest_kvmlab` counts as nothing: all do it."""
     known = {module.name for module in modules}
     return {
-        module.name: {found for name in module.imports if (found := nearest_module(name, known))}
-        - {module.name}
+        module.name: {nearest_module(name, known) for name in module.imports - {"pytest_kvmlab"}}
+        - {module.name, ""}
         for module in modules
     }
 
@@ -231,13 +232,19 @@ def test_a_door_passed_by_is_seen(path: str, source: str, refused: str) -> None:
     assert broken_doors(read_module(path, source)) == {refused}
 
 
-def test_a_cycle_is_seen() -> None:
-    modules = [
-        read_module("lab/a.py", "from pytest_kvmlab.lab import b"),
-        read_module("lab/b.py", "import pytest_kvmlab.lab.a"),
-    ]
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("lab/a.py", "from pytest_kvmlab.lab import b"), ("lab/b.py", "import pytest_kvmlab.lab.a")),
+        (
+            ("__init__.py", "from pytest_kvmlab.lab.a import Guest"),
+            ("lab/a.py", "from pytest_kvmlab import Guest"),
+        ),
+    ],
+)
+def test_a_cycle_is_seen(first: tuple[str, str], second: tuple[str, str]) -> None:
     with pytest.raises(CycleError):
-        TopologicalSorter(import_graph(modules)).prepare()
+        TopologicalSorter(import_graph([read_module(*first), read_module(*second)])).prepare()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Connecting to a server of a guest that may not be up yet, and that greets whoever connects, as SSH does.
+
+User-mode networking accepts a connection before the guest can. What was connected too early stays silent for
+seconds after the guest has come up (slirp repeats its SYN ever more rarely), so it does not pay to wait for
+it; but a slow guest needs time to greet. Hence two at once: a patient connection, and beside it one fresh one
+after the other.
+"""
+
+import selectors
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.lab.waits import until
+
+Dial = Callable[[float], socket.socket]
+
+_FRESH_SECONDS = 0.25
+_LEAST_PATIENCE, _MOST_PATIENCE, _GROWTH = 0.5, 10.0, 1.5
+
+
+def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) -> socket.socket:
+    """Dial until a connection is greeted.
+
+    Args:
+        dial: opens a connection within so many seconds, or raises OSError.
+        check: called again and again; what it raises ends the dialling.
+        deadline: when to give up.
+
+    Returns:
+        The connection; its greeting is still to be read.
+
+    Raises:
+        OSError: nobody was connected to, or no connection was greeted in time.
+    """
+    waiting = _Waiting()
+
+    def attempt() -> socket.socket | None:
+        check()
+        waiting.add(dial(deadline.remaining))
+        return waiting.greeted(min(_FRESH_SECONDS, deadline.remaining))
+
+    try:
+        greeted = until(attempt, deadline)
+    finally:
+        waiting.close()
+    if greeted is None:
+        raise TimeoutError(f"{waiting.tries} connections, none was greeted within {deadline.seconds:g} s")
+    return greeted
+
+
+class _Waiting:
+    """Connections that have not been greeted yet, each with the time until which it is believed in."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self._patience = _LEAST_PATIENCE
+        self._ends: dict[socket.socket, Deadline] = {}
+
+    def add(self, connection: socket.socket) -> None:
+        self.tries += 1
+        patient = not self._ends
+        self._ends[connection] = Deadline(self._patience if patient else _FRESH_SECONDS)
+        if patient:
+            self._patience = min(_MOST_PATIENCE, self._patience * _GROWTH)
+
+    def greeted(self, seconds: float) -> socket.socket | None:
+        """Wait for a greeting; connections that were hung up or waited for long enough are closed."""
+        with selectors.DefaultSelector() as selector:
+            for connection in self._ends:
+                selector.register(connection, selectors.EVENT_READ)
+            speaking = [key.fileobj for key, _ in selector.select(seconds)]
+        for connection, end in list(self._ends.items()):
+            if connection in speaking and _has_greeting(connection):
+                del self._ends[connection]
+                return connection
+            if connection in speaking or end.passed:
+                self._drop(connection)
+        return None
+
+    def close(self) -> None:
+        for connection in list(self._ends):
+            self._drop(connection)
+
+    def _drop(self, connection: socket.socket) -> None:
+        del self._ends[connection]
+        connection.close()
+
+
+def _has_greeting(connection: socket.socket) -> bool:
+    """Whether there is something to read, and not the end."""
+    with suppress(OSError):
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    return False
