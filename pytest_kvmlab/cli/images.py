@@ -17,7 +17,7 @@ app = typer.Typer(help="List, build and verify images.", no_args_is_help=True)
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--store", envvar="KVMLAB_STORE", help="Where images live [default: the user's cache folder]."
+        "--store", envvar="KVMLAB_STORE", help="Where images live; if not given, the user's cache folder."
     ),
 ]
 Name = Annotated[str, typer.Argument(help="The image's name.")]
@@ -67,7 +67,7 @@ def build_image(name: Name, store: StoreFolder = None, as_json: AsJson = False) 
 
 @app.command("verify")
 def verify_images(
-    names: Annotated[list[str] | None, typer.Argument(help="Images [default: all].")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Images; if none is named, all.")] = None,
     store: StoreFolder = None,
 ) -> None:
     """Compare images with their manifests, byte by byte; the exit status is 1 if one is damaged."""

@@ -1,7 +1,9 @@
 """`kvmlab lab`: labs by hand: check their files, test them, bring them up, look inside, take them down."""
 
 import os
+import re
 import sys
+from getpass import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,7 @@ from pytest_kvmlab.spec.options import resolve_options
 
 app = typer.Typer(help="Check, test and use labs by hand.", no_args_is_help=True)
 
+_RUN_ID = re.compile(r"[0-9a-f]{8}")
 Up = Annotated[str, typer.Argument(help="A lab that is up, or the id of a run that kept guests.")]
 Lab = Annotated[str, typer.Argument(help="The path of a NAME.lab.toml, or the name of a shipped lab.")]
 GuestName = Annotated[str, typer.Argument(help="A guest of the lab.")]
@@ -92,7 +95,7 @@ def down(lab: Up) -> None:
 def shell(lab: Up, guest: GuestName) -> None:
     """Open a shell in a guest of a lab that is up, over SSH."""
     run, folder = _kept(lab, guest)
-    channel = ssh_to(run, folder)
+    channel = ssh_to(run, folder, ask_password=lambda: getpass(f"password of {guest}: "))
     channel.open(60.0)
     raise typer.Exit(channel.interact())
 
@@ -118,6 +121,8 @@ def _kept(lab: str, guest: str) -> tuple[RunFolder, Path]:
 def _kept_run(lab: str) -> RunFolder:
     """The run that a lab is up in; a run's own id, as a failed test tells it, will do."""
     runs = [run for run in run_folders() if run.run == lab and is_alive(run)]
+    if not runs and _RUN_ID.fullmatch(lab):
+        raise ConfigError(f"run {lab} has ended, or never was", "see: kvmlab ps")
     run = runs[0] if runs else _run_of(_load(lab))
     if run is None:
         raise ConfigError(f"lab {lab} is not up", f"kvmlab lab up {lab}, or see: kvmlab ps")

@@ -9,6 +9,7 @@ import pexpect
 from pexpect.spawnbase import SpawnBase
 
 from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.drivers import serial_protocol as protocol
 from pytest_kvmlab.drivers.command import CommandResult
 from pytest_kvmlab.drivers.console_log import KEPT_BYTES, ConsoleReader, printable
 from pytest_kvmlab.drivers.serial_shell import LOGIN_PROMPT, SerialShell
@@ -21,6 +22,7 @@ else:
 
 _SEND_SECONDS = 10.0
 _SHOWN_LINES = 20
+_LOOKED_THROUGH_LINES = 2000
 _LOGIN_PAUSE_SECONDS = 1.0
 # PAM and busybox sit still for 3 s after a wrong password; what is typed then would be the next user's name.
 _LOGIN_DELAY_PAUSES = 4
@@ -71,6 +73,14 @@ class SerialConsole:
     def log(self) -> str:
         """Everything the guest has sent, as it was sent."""
         return self._reader.text()
+
+    def tail(self, lines: int) -> list[str]:
+        """The newest lines of the console, without what `run` and the guest's shell said to each other.
+
+        Args:
+            lines: how many at most; the last one may be unfinished.
+        """
+        return protocol.for_people(self._reader.tail(_LOOKED_THROUGH_LINES))[-lines:]
 
     def run(self, command: str, *, timeout: float = 60.0) -> CommandResult:
         """Run a command in the shell on the serial line; it runs once, whatever happens to the line.

@@ -37,9 +37,14 @@ import base64
 import binascii
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
+_FRAME = re.compile(r":[0-9a-f]{16}:?(load|[a-z]+|):")
+# Requests and their echo, the server being taught, the rest of a frame whose beginning is no longer there.
+_NOISE = re.compile(r"(.*# )?: [ragbpxq]( .*)?|.*kl_.*|( ?[0-9a-f]{2}){8,}:?|[A-Za-z0-9+/]{60,}={0,2}")
+_PAYLOAD = re.compile(r"[A-Za-z0-9+/]*={0,2}|( ?[0-9a-f]{2})*:?")
 HEAD_BYTES = 2048
 UNIT_BYTES = 4096
 BLOCK_UNITS = 24
@@ -68,6 +73,27 @@ class Ended:
     def complete(self) -> bool:
         """Whether the head is all of the output."""
         return len(self.head) < HEAD_BYTES
+
+
+def for_people(lines: Iterable[str]) -> list[str]:
+    """Leave out what this protocol put on the line: a person looks for what the guest said.
+
+    Args:
+        lines: lines of the console; the first may be in the midst of a frame.
+
+    Returns:
+        The others, kernel messages in the midst of a frame included; of several empty lines, the first.
+    """
+    shown: list[str] = []
+    frame = ""
+    for line in lines:
+        if begun := _FRAME.match(line):
+            frame = begun[1]
+        elif not (
+            frame == "load" or _NOISE.fullmatch(line) or (frame in ("b", "h") and _PAYLOAD.fullmatch(line))
+        ):
+            shown += [line] if line or shown[-1:] != [""] else []
+    return shown
 
 
 def escaped(command: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -94,7 +95,7 @@ def _obstacle_to_kvm(launcher: Callable[[Accel], Launcher]) -> str:
     try:
         _boot_seconds(launcher("kvm"), _KVM_SECONDS)
     except GuestError as error:
-        reason = error.message[-_REASON_CHARACTERS:]
+        reason = textwrap.shorten(error.message.rpartition(": error: ")[2], _REASON_CHARACTERS)
         return f"/dev/kvm opens, but a guest does not boot with it within {_KVM_SECONDS:g} s: {reason}"
     return ""
 

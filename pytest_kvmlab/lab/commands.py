@@ -97,7 +97,7 @@ class Commands:
             f"{self.name} let nobody in over SSH within {deadline.seconds:g} s ({len(tries)} tries)",
             "does it boot? does it start an SSH server? is its network up? try guest.serial",
             phase="ssh",
-            looked_at=[f"last try: {tries[-1]}", *self.machine.console.tail(TAIL_LINES)],
+            looked_at=[f"last try: {tries[-1]}", *self.machine.serial.tail(TAIL_LINES)],
         )
 
     def run(self, command: str, *, timeout: float = COMMAND_SECONDS) -> CommandResult:

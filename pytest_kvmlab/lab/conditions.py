@@ -120,7 +120,7 @@ class Conditions(Commands):
             return None
 
         if not until(attempt, deadline, every=0):
-            tail = "\n".join(self.machine.console.tail(TAIL_LINES)) or "(nothing)"
+            tail = "\n".join(self.machine.serial.tail(TAIL_LINES)) or "(nothing)"
             raise WaitTimeout(
                 f"the console of {self.name} showed no {pattern!r} within {deadline.seconds:g} s; "
                 f"its last lines:\n{tail}"

@@ -17,6 +17,7 @@ from pytest_kvmlab.lab.waits import until
 Dial = Callable[[float], socket.socket]
 
 _FRESH_SECONDS = 0.25
+_DIAL_SECONDS = 5.0
 _LEAST_PATIENCE, _MOST_PATIENCE, _GROWTH = 0.5, 10.0, 1.5
 
 
@@ -38,7 +39,7 @@ def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) ->
 
     def attempt() -> socket.socket | None:
         check()
-        waiting.add(dial(deadline.remaining))
+        waiting.add(dial(min(_DIAL_SECONDS, deadline.remaining)))
         return waiting.greeted(min(_FRESH_SECONDS, deadline.remaining))
 
     try:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvmlab.drivers import qemu_img
-from pytest_kvmlab.lab.build import Progress, ensure
+from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.lab.build import Progress, ensure, recipes
 from pytest_kvmlab.lab.store import Image, Store
 from pytest_kvmlab.plan.guest import BootSource, DiskFile
 from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.spec.names import nearest
 from pytest_kvmlab.spec.validation import validate
 
 
@@ -37,12 +39,17 @@ class Images:
         store: where built images are.
         candidates: files to use in place of the disks of named images.
         progress: told when an image has to be built.
+
+    Raises:
+        ConfigError: a candidate is for an image that nobody knows.
     """
 
     def __init__(self, store: Store, candidates: Mapping[str, Path], progress: Progress) -> None:
         self._store = store
         self._candidates = candidates
         self._progress = progress
+        for name in candidates:
+            _check_known(name, store)
 
     @contextmanager
     def use(self, name: str) -> Iterator[BaseImage]:
@@ -68,3 +75,13 @@ class Images:
             disk = DiskFile(candidate.absolute(), qemu_img.inspect_untrusted(candidate))
         boot = BootSource(disk, image.kernel, image.initrd, image.cmdline)
         return BaseImage(identity, keys, boot, image.kernel_version)
+
+
+def _check_known(name: str, store: Store) -> None:
+    """A candidate for a misspelt name would leave the tests on the old image without a word."""
+    known = {*recipes(), *(image.name for image in store.images())}
+    if name not in known:
+        raise ConfigError(
+            f"--kvm-image: there is no image '{name}' to use a file in place of{nearest(name, known)}",
+            f"known images: {', '.join(sorted(known))}",
+        )

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def leave(guest: Guest, source: str) -> None:
         guest: a guest that is switched on.
         source: the test or lab that it is of, for whoever finds it later.
     """
-    channel = _proved_channel(guest)
+    folder, channel = guest.machine.folder, _proved_channel(guest)
     if channel == "ssh":
         guest.machine.forwarded_port(SSH_PORT)
     record = {
@@ -38,12 +39,14 @@ def leave(guest: Guest, source: str) -> None:
         "source": source,
         "image": guest.spec.image,
         "user": guest.spec.login.user,
+        "key": str(guest.spec.login.key or folder / "id_ed25519"),
+        "password": guest.spec.login.password is not None,
         "channel": channel,
         "host_key": guest.host_key,
         "ports": guest.machine.forwarded,
     }
     guest.let_go()
-    (guest.machine.folder / RECORD).write_text(json.dumps(record, indent=1))
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
 
 
 def _proved_channel(guest: Guest) -> str:
@@ -76,13 +79,13 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def ssh_to(run: RunFolder, folder: Path, *, password: str | None = None) -> SshChannel:
+def ssh_to(run: RunFolder, folder: Path, *, ask_password: Callable[[], str]) -> SshChannel:
     """An SSH channel to a kept guest, not yet open.
 
     Args:
         run: the run that it is of.
         folder: the guest's folder.
-        password: for a login that has one.
+        ask_password: gives the password, where the login has one: it was never written down.
 
     Raises:
         ConfigError: the guest has no SSH.
@@ -91,11 +94,10 @@ def ssh_to(run: RunFolder, folder: Path, *, password: str | None = None) -> SshC
     port = record["ports"].get(str(SSH_PORT))
     if port is None:
         raise ConfigError(f"{record['name']} has no SSH login", "use: kvmlab lab console")
-    login = Login(
-        record["user"],
-        private_key=None if password else (folder / "id_ed25519").read_text(),
-        password=password,
-    )
+    if record["password"]:
+        login = Login(record["user"], password=ask_password())
+    else:
+        login = Login(record["user"], private_key=Path(record["key"]).read_text())
     return SshChannel(
         record["name"], partial(_dial, run, port), login, host_key=record["host_key"] or "learn"
     )

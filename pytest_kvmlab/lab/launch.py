@@ -91,7 +91,8 @@ class Launcher:
             image = undo.enter_context(self.images.use(keys.image))
             spec = resolve_guest(merge(keys, image.keys), source=source)
             _require(spec)
-            folder = undo.enter_context(self._folder(name))
+            folder = self._new_folder(name)
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
             guest = self._make(name, spec, image, folder)
             undo.callback(guest.close)
             kept = False
@@ -108,15 +109,11 @@ class Launcher:
                     # Held until this process ends: the image's lock, which the keeper cannot take over.
                     self._left.append(undo.pop_all())
 
-    @contextmanager
-    def _folder(self, name: str) -> Iterator[Path]:
+    def _new_folder(self, name: str) -> Path:
         """A folder for one guest, whose name no other guest of the run has."""
         folder = self.host.folder.guests / f"{name[:16]}-{self.worker}-{next(_NUMBERS)}"
         folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     def _make(self, name: str, spec: GuestSpec, image: BaseImage, folder: Path) -> Guest:
         access = _Access.of(spec, folder)
@@ -203,8 +200,17 @@ def _login(spec: GuestSpec, own: KeyPair) -> Login:
     if spec.login.password is not None:
         return Login(spec.login.user, password=spec.login.password.get_secret_value())
     if spec.login.key is not None:
-        return Login(spec.login.user, private_key=spec.login.key.read_text())
+        return Login(spec.login.user, private_key=_read_key(spec.login.key))
     return Login(spec.login.user, private_key=own.private)
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the login's key cannot be read: {error}", "name a private key", looked_at=[path]
+        ) from error
 
 
 def _written(path: Path, line: str) -> Path:

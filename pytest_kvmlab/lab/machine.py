@@ -256,7 +256,7 @@ class Machine:
                 message.format(name=self.name),
                 hint,
                 phase=phase,
-                looked_at=shown or self.console.tail(_TAIL_LINES),
+                looked_at=shown or self.serial.tail(_TAIL_LINES),
             )
 
     def _trouble(self) -> str:

@@ -54,7 +54,7 @@ def _reach_shell(guest: Conditions, deadline: Deadline) -> None:
             f"{guest.name} showed no shell on its serial line within {deadline.seconds:g} s: {error}",
             "does its kernel have console=ttyS0, and does something log in or ask for a login there?",
             phase="serial",
-            looked_at=guest.machine.console.tail(_TAIL_LINES),
+            looked_at=guest.machine.serial.tail(_TAIL_LINES),
         ) from error
 
 
@@ -76,5 +76,5 @@ def _prove(guest: Conditions, condition: Readiness, deadline: Deadline) -> None:
             f"{guest.name} did not get ready: {error}",
             "check the image's 'ready', or give it more time",
             phase="ready",
-            looked_at=guest.machine.console.tail(_TAIL_LINES),
+            looked_at=guest.machine.serial.tail(_TAIL_LINES),
         ) from error

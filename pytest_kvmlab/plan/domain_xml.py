@@ -57,7 +57,7 @@ def _identity(plan: GuestPlan) -> Iterator[Element]:
     yield _element("name", plan.name)
     yield _element("uuid", str(plan.uuid))
     if plan.machine != "microvm":
-        # The generation ID is an ACPI device; microvm runs without ACPI.
+        # QEMU has no generation ID device for a microvm.
         yield _element("genid")
     yield _element("title", f"{plan.guest} of run {plan.run_id}")
     mine = _element(f"{{{METADATA_NAMESPACE}}}guest", run=plan.run_id, name=plan.guest, owner=plan.owner)
@@ -91,8 +91,11 @@ def _fw_cfg(plan: GuestPlan) -> Iterator[Element]:
 
 
 def _features(plan: GuestPlan) -> Iterator[Element]:
+    """Without ACPI, Debian's kernels find no virtio device on a microvm."""
+    features = _nested(_element("features"), _element("acpi"))
     if plan.machine != "microvm":
-        yield _nested(_element("features"), _element("acpi"), _element("apic"))
+        features.append(_element("apic"))
+    yield features
 
 
 def _cpu(plan: GuestPlan) -> Iterator[Element]:

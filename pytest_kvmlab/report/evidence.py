@@ -83,7 +83,7 @@ def gather(guest: Guest, folder: Path) -> Evidence:
 
 def _console(guest: Guest) -> tuple[str, ...]:
     with suppress(GuestError):  # it was never switched on
-        return tuple(guest.machine.console.tail(_CONSOLE_LINES))
+        return tuple(guest.machine.serial.tail(_CONSOLE_LINES))
     return ()
 
 

@@ -36,7 +36,6 @@ class Options:
         keep: which guests stay after the run.
         store: where images and caches live; `None` is the user's cache folder.
         artifacts: where logs and screenshots go.
-        wait: seconds to queue for something that another run holds.
         timeout_scale: what every timeout is multiplied by; `None` is measured.
     """
 
@@ -48,7 +47,6 @@ class Options:
     keep: Keep
     store: Path | None
     artifacts: Path
-    wait: float
     timeout_scale: float | None
 
 
@@ -119,10 +117,6 @@ def _one_of(*valid: str) -> Callable[[str], str]:
 
 def _either(valid: Sequence[str]) -> str:
     return f"{', '.join(valid[:-1])} or {valid[-1]}"
-
-
-def _seconds(text: str) -> float:
-    return _number(text, "a number of seconds, zero or more", lambda number: number >= 0)
 
 
 def _scale(text: str) -> float | None:
@@ -215,7 +209,6 @@ OPTIONS = (
         "DIR",
     ),
     Option("artifacts", "kvmlab-artifacts", _folder, "where console logs and screenshots go", "DIR"),
-    Option("wait", "600", _seconds, "how long to queue for what another run holds", "SECONDS"),
     Option("timeout_scale", "auto", _scale, "what every timeout is multiplied by, or auto", "X"),
 )
 """The options that take a value; the switch `--kvm-lab` stands apart because no ini file may turn it on."""

@@ -20,7 +20,7 @@ from pytest_kvmlab.spec.guest import (
     Video,
 )
 from pytest_kvmlab.spec.quantity import MIB
-from pytest_kvmlab.spec.readiness import Readiness
+from pytest_kvmlab.spec.readiness import CommandReady, Readiness, UnitReady
 
 # docs/system/i386/microvm.rst of QEMU: "Up to eight virtio-mmio devices".
 _MICROVM_SLOTS = 8
@@ -161,6 +161,10 @@ def _ide_drives(spec: GuestSpec) -> int:
     return sum(disk.bus == "ide" for disk in spec.disks) + (spec.machine == "pc" and spec.cdrom is not None)
 
 
+def _asks_a_shell(ready: Readiness | None) -> bool:
+    return isinstance(ready, UnitReady | CommandReady)
+
+
 _RULES = (
     _not_on_microvm(lambda spec: spec.cdrom is not None, "no CD-ROM drive"),
     _not_on_microvm(lambda spec: spec.firmware == "uefi", "no UEFI firmware"),
@@ -195,6 +199,11 @@ _RULES = (
         lambda spec: "network" in spec.boot and not spec.networks,
         "boot names the network, but the guest has no network card",
         "leave out networks = []",
+    ),
+    _Rule(
+        lambda spec: spec.login.channel == "none" and _asks_a_shell(spec.ready),
+        'ready is a command or a unit, but login says channel = "none", so there is no shell to ask',
+        'use ready = "console:PATTERN" or "port:NUMBER", or give it a channel',
     ),
     _Rule(
         lambda spec: spec.login.channel == "ssh" and not spec.networks,

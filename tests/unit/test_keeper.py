@@ -97,6 +97,13 @@ def test_a_folder_that_others_may_write_to_is_refused(runs: Path, monkeypatch: p
     refuse(monkeypatch, runs, "others may write")
 
 
+def test_a_folder_of_somebody_else_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Path("/usr") if os.geteuid() else runs
+    if theirs == runs:
+        os.chown(runs, 65534, 65534)
+    refuse(monkeypatch, theirs, "belongs to user")
+
+
 def test_a_link_is_not_a_folder_for_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (runs / "link").symlink_to(runs)
     refuse(monkeypatch, runs / "link", "not a folder")

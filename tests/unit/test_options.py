@@ -37,7 +37,6 @@ def test_every_field_has_an_option_and_a_default() -> None:
         keep="never",
         store=None,
         artifacts=Path("kvmlab-artifacts"),
-        wait=600.0,
         timeout_scale=None,
     )
 
@@ -81,8 +80,8 @@ def test_images_are_listed_one_by_one() -> None:
 
 
 def test_numbers_and_folders_are_read() -> None:
-    options = resolve({"wait": "0", "timeout_scale": "2.5", "store": "/srv/images"})
-    assert (options.wait, options.timeout_scale, options.store) == (0.0, 2.5, Path("/srv/images"))
+    options = resolve({"timeout_scale": "2.5", "store": "/srv/images"})
+    assert (options.timeout_scale, options.store) == (2.5, Path("/srv/images"))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +121,6 @@ def test_another_host_is_refused_with_the_reason(host: str, said: str) -> None:
         ("KVMLAB_HOST", "embded", "environment variable KVMLAB_HOST: should be auto, private, embed or"),
         ("KVMLAB_ACCEL", "KVM", "should be auto, kvm or tcg"),
         ("KVMLAB_KEEP", "fail", "did you mean 'failed'?"),
-        ("KVMLAB_WAIT", "10s", "a number of seconds"),
-        ("KVMLAB_WAIT", "-1", "a number of seconds"),
-        ("KVMLAB_WAIT", "inf", "a number of seconds"),
         ("KVMLAB_TIMEOUT_SCALE", "0", "a number above zero"),
         ("KVMLAB_TIMEOUT_SCALE", "nan", "a number above zero"),
         ("KVMLAB_IMAGE", "debian-12", "should be NAME=PATH"),

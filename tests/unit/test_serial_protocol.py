@@ -98,3 +98,26 @@ def test_a_block_never_unpacks_to_more_than_was_asked_for() -> None:
 
 def test_a_block_that_ends_early_is_not_taken() -> None:
     assert parsed(block(gzip.compress(b"content")[:-4])) is None
+
+
+def test_a_person_sees_what_the_guest_said_and_not_the_protocol() -> None:
+    lines = [
+        "H4sIAAAAAAAAA61WbW+bSBD+3l8x0n2x1UBYgh0byaezsZ1ad05pcJSeIit",
+        ":92025d5bf09d63da:e:12:0:24:",
+        "#  echo;echo :60f8e3af7fdef593:${_kl_t-}:${_kl_n-}:",
+        "",
+        "",
+        ":42953dcbfaff50a5load:",
+        "esac",
+        ":92025d5bf09d63da:ready:",
+        "# : r 13 5 'dmesg'",
+        ":92025d5bf09d63da:b:13:0:24:",
+        "H4sIAAAA",
+        "[   12.5] a kernel message in the midst of it",
+        ":92025d5bf09d63da:e:13:0:24:",
+        "[   13.0] Kernel panic - not syncing",
+        ":92025d5bf09d63da:h:14:1:134: 6c 73 3a 20 2f 6e 6f 6e 65 78 69 73 74 65 6e 74",
+        " 3a 20 4e:",
+        "login: ",
+    ]
+    assert protocol.for_people(lines) == ["", lines[11], lines[13], "login: "]
