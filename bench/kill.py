@@ -116,7 +116,10 @@ def show(number: int, killed: Killed) -> None:
 def measure(runs: int, seed: int) -> list[Killed]:
     """Time a whole run for each target, then kill."""
     random.seed(seed)
-    whole = {target: kill_one(target, LONGEST_SECONDS).duration for target in TARGETS[:2]}
+    timed = {target: kill_one(target, LONGEST_SECONDS) for target in TARGETS[:2]}
+    if any(run.exit_status for run in timed.values()):
+        raise SystemExit("a run that nobody kills does not pass, so there is nothing to measure")
+    whole = {target: run.duration for target, run in timed.items()}
     whole["keeper"] = whole["pytest"]
     print(f"seed {seed}; a whole run: {whole['pytest']:.1f} s, with two workers {whole['worker']:.1f} s")
     print(f"{'':3} {'killed':8} {'after':>8} " + "".join(f"{kind:>11}" for kind in KINDS), flush=True)

@@ -102,7 +102,7 @@ def test_a_block_that_ends_early_is_not_taken() -> None:
 
 def test_a_person_sees_what_the_guest_said_and_not_the_protocol() -> None:
     lines = [
-        "H4sIAAAAAAAAA61WbW+bSBD+3l8x0n2x1UBYgh0byaezsZ1ad05pcJSeIit",
+        "H4sIAAAAAAAAA61WbW" * 4,
         ":92025d5bf09d63da:e:12:0:24:",
         "#  echo;echo :60f8e3af7fdef593:${_kl_t-}:${_kl_n-}:",
         "",
