@@ -1,6 +1,5 @@
 """What this machine can do: each check named, with its remedy. Used by `kvmlab doctor` and by errors."""
 
-import importlib.util
 import os
 import pwd
 import shutil
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvmlab.drivers.libvirt import MISSING
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.daemon import find_daemon
 from pytest_kvmlab.keeper.namespaces import obstacle_to_namespaces
@@ -86,11 +86,11 @@ def _libvirt_driver() -> Finding:
 
 
 def _libvirt_python() -> Finding:
-    if importlib.util.find_spec("libvirt"):
+    if not MISSING:
         return Finding(True, "importable")
     return Finding(
         False,
-        "the Python module libvirt is not installed",
+        f"the Python module libvirt cannot be imported: {MISSING}",
         "apt install gcc pkg-config libvirt-dev python3-dev, then: pip install libvirt-python",
         ("gcc", "pkg-config", "libvirt-dev", "python3-dev"),
     )
@@ -171,6 +171,7 @@ def _run_folder() -> Finding:
 
 
 QEMU = Check("qemu", "guests run in it", _emulator)
+LIBVIRT_PYTHON = Check("libvirt-python", "lets Python talk to libvirt", _libvirt_python)
 LIBVIRT = Check("libvirt", "starts the guests", _libvirt_daemon)
 KVM = Check("kvm", "makes guests fast", _kvm_device, optional=True)
 EMBEDDED_USER = Check(
@@ -183,7 +184,7 @@ CHECKS = (
     QEMU,
     LIBVIRT,
     Check("libvirt driver", "lets libvirt start QEMU", _libvirt_driver),
-    Check("libvirt-python", "lets Python talk to libvirt", _libvirt_python),
+    LIBVIRT_PYTHON,
     NAMESPACES,
     EMBEDDED_USER,
     Check("run folder", "holds disks and sockets of running guests", _run_folder),
@@ -192,5 +193,5 @@ CHECKS = (
     Check("uefi", 'firmware = "uefi"', _uefi_firmware, optional=True),
     TPM,
 )
-NEEDED_FOR_PRIVATE_HOST = (QEMU, LIBVIRT, NAMESPACES)
-NEEDED_FOR_EMBED = (QEMU, EMBEDDED_USER)
+NEEDED_FOR_PRIVATE_HOST = (LIBVIRT_PYTHON, QEMU, LIBVIRT, NAMESPACES)
+NEEDED_FOR_EMBED = (LIBVIRT_PYTHON, QEMU, EMBEDDED_USER)

@@ -16,28 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import libvirt
-import libvirt_qemu
-
 from pytest_kvmlab.errors import HostError
+
+try:
+    import libvirt
+    import libvirt_qemu
+except ImportError as error:  # told when a connection is asked for: `kvmlab doctor` has to run without
+    MISSING = str(error)
+else:
+    MISSING = ""
+"""Why libvirt's library cannot be loaded; empty if it can."""
 
 _KEEPALIVE_SECONDS, _KEEPALIVE_TRIES = 5, 6
 # Longer than libvirt takes for what it has to wait for itself: 15 s for a QEMU that does not want to end.
 _ANSWER_SECONDS = 30.0
 _CREATE_SECONDS = 120.0
 _ONE_RESET_SECONDS = 0.4
-_NO_LONGER_THERE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
-
-_STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "running",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "running",
-    libvirt.VIR_DOMAIN_SHUTOFF: "off",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
-}
-_STUCK = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
 
 
 @dataclass(frozen=True)
@@ -107,6 +101,12 @@ class _EventLoop:
                 )
 
     def _begin(self) -> None:
+        if MISSING:
+            raise HostError(
+                f"libvirt's library cannot be loaded: {MISSING}",
+                "apt install libvirt0; if that is there: pip install --force-reinstall libvirt-python",
+                check="libvirt-python",
+            )
         # Errors are raised; libvirt's own print to standard error would only double them.
         libvirt.registerErrorHandler(lambda *_: None, None)
         libvirt.virEventRegisterDefaultImpl()
@@ -231,7 +231,7 @@ class Domain:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return "off"
                 raise
-        return "stuck" if found == _STUCK else _STATES.get(found[0], "running")
+        return _state_name(*found)
 
     def resume(self) -> None:
         """Let the virtual CPUs run."""
@@ -253,7 +253,7 @@ class Domain:
             try:
                 _answer(self.raw.destroy)
             except libvirt.libvirtError as error:
-                if error.get_error_code() not in _NO_LONGER_THERE:
+                if error.get_error_code() not in _no_longer_there():
                     raise
 
     def xml(self) -> str:
@@ -331,3 +331,19 @@ class Domain:
 def _dotted(number: int) -> str:
     """Libvirt's encoding of a version: major * 1,000,000 + minor * 1,000 + release."""
     return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"
+
+
+def _no_longer_there() -> set[int]:
+    return {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
+
+
+def _state_name(state: int, reason: int) -> str:
+    if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+        return "stuck"
+    names = {
+        libvirt.VIR_DOMAIN_PAUSED: "paused",
+        libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
+        libvirt.VIR_DOMAIN_SHUTOFF: "off",
+        libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    }
+    return names.get(state, "running")

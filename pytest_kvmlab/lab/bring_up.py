@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import closing
 from dataclasses import replace
 
 from pytest_kvmlab.errors import ConfigError
@@ -41,13 +42,12 @@ def bring_up(lab: LabSpec, options: Options, *, seconds: float, progress: Progre
         {**record, "command": ["kvmlab", "lab", "up", lab.name]},
         capabilities=capabilities_folder(options) if choice.private else None,
     )
-    try:
+    with closing(keeper):
         kept = replace(options, keep="always")
         run = open_run(kept, choice, keeper.folder, worker="up", journal=Journal(), progress=progress)
-        _start_guests(lab, run, progress)
+        with closing(run):
+            _start_guests(lab, run, progress)
         keeper.keep(seconds)
-    finally:
-        keeper.close()
     return keeper.folder
 
 

@@ -39,7 +39,8 @@ def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) ->
 
     def attempt() -> socket.socket | None:
         check()
-        waiting.add(dial(min(_DIAL_SECONDS, deadline.remaining)))
+        # Never no time at all: a connection is not even attempted then.
+        waiting.add(dial(max(_FRESH_SECONDS, min(_DIAL_SECONDS, deadline.remaining))))
         return waiting.greeted(min(_FRESH_SECONDS, deadline.remaining))
 
     try:

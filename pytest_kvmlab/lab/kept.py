@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.drivers.ssh_login import Login
-from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.errors import ConfigError, GuestError
 from pytest_kvmlab.keeper.client import dial
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.lab.guest import Guest
@@ -104,15 +104,22 @@ def ssh_to(run: RunFolder, folder: Path, *, ask_password: Callable[[], str]) -> 
 
 
 def serial_of(folder: Path) -> socket.socket:
-    """The serial line of a kept guest.
+    """The serial line of a kept guest; it stays silent as long as somebody else is connected to it.
 
     Args:
         folder: the guest's folder.
 
     Raises:
-        GuestError: somebody else is connected to it, or the guest is gone.
+        GuestError: the guest is gone.
     """
-    return connect_serial(folder / "serial.sock")
+    try:
+        return connect_serial(folder / "serial.sock")
+    except OSError as error:
+        raise GuestError(
+            f"{record_of(folder)['name']} is gone: nobody answers on its serial line ({error.strerror})",
+            "kvmlab ps lists what is up",
+            phase="serial",
+        ) from error
 
 
 def _dial(run: RunFolder, port: int, seconds: float) -> socket.socket:

@@ -199,7 +199,7 @@ def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
         guest=run.guest,
         owner=run.owner,
         accel=run.accel,
-        machine=spec.machine,
+        machine=_machine(spec, run),
         cpu=_cpu(spec.cpu, run.accel),
         vcpus=spec.vcpus,
         memory=spec.memory,
@@ -219,6 +219,20 @@ def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
         rng=spec.rng,
         tpm=spec.tpm,
     )
+
+
+def _machine(spec: GuestSpec, run: RunFacts) -> Machine:
+    """Refuse what boots only now and then.
+
+    A microvm has no timer to measure the TSC by. KVM tells the guest how fast it runs, emulation does not,
+    and a kernel that cannot find out waits for ever ("tsc: Unable to calibrate against PIT").
+    """
+    if spec.machine == "microvm" and run.accel == "tcg":
+        raise ConfigError(
+            "machine 'microvm' needs KVM, but this guest is emulated",
+            'use machine = "q35": an emulated microvm often hangs in its kernel\'s first instructions',
+        )
+    return spec.machine
 
 
 def _cpu(asked: str | None, accel: Accel) -> CpuPlan:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvmlab import Guest
 from pytest_kvmlab.drivers.ssh_keys import generate_key_pair
 from pytest_kvmlab.errors import GuestError, HostError, ImageError, WaitTimeout
-from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.images import Images
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.spec.guest import GuestKeys
@@ -20,14 +23,6 @@ from pytest_kvmlab.spec.validation import validate
 pytestmark = pytest.mark.kvm(image="micro")
 
 SOON = 20.0  # with the timeout scale, a command could take several minutes
-
-
-@pytest.fixture(scope="module")
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    """What starts the guests of this run, where a test names the seconds until a guest must be ready."""
-    launcher = request.config.pluginmanager.getplugin("kvmlab-session").run.launcher
-    assert isinstance(launcher, Launcher)
-    return launcher
 
 
 def cmdline(launcher: Launcher, more: str) -> str:
@@ -188,3 +183,32 @@ def test_an_image_that_lies_is_refused_before_anything_starts(launcher: Launcher
         images = Images(launcher.images._store, {"micro": path}, launcher.images._progress)
         with pytest.raises(ImageError, match=reason), images.use("micro"):
             pass
+
+
+# The host's disk
+
+FILLS_ITS_DISK = """
+import pytest
+
+@pytest.mark.kvm(image="micro")
+def test_a_guest_whose_overlay_cannot_grow(guest):
+    with pytest.raises(pytest_kvmlab.GuestError, match="QEMU stopped guest because") as failure:
+        guest.run("dd if=/dev/urandom of=/data/big bs=1M count=50; sync; sleep 1000")
+    assert "point KVMLAB_RUNS at a larger disk" in failure.value.hint
+"""
+
+
+def test_an_overlay_on_a_full_disk_stops_the_guest_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "test_inner.py").write_text(f"import pytest_kvmlab{FILLS_ITS_DISK}")
+    with tempfile.TemporaryDirectory(prefix="full-", dir="/var/tmp") as runs:
+        inside = f"mount -t tmpfs -o size=12m,mode=0700 none {runs} && KVMLAB_RUNS={runs} exec "
+        inside += f"{sys.executable} -m pytest --kvm-lab -p no:cacheprovider -x {tmp_path}/test_inner.py"
+        ran = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", inside],
+            cwd=tmp_path,
+            timeout=250,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

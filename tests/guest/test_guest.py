@@ -5,15 +5,13 @@ import struct
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pytest_kvmlab import Guest, MakeGuest
 from pytest_kvmlab.errors import CommandFailed, ConfigError, WaitTimeout
-from pytest_kvmlab.lab.guest import Guest
 
-MakeGuest = Callable[..., Guest]
 pytestmark = pytest.mark.kvm(image="micro")
 
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"

@@ -2,29 +2,20 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from pytest_kvmlab import MakeGuest
 from pytest_kvmlab.drivers import qemu_img
-from pytest_kvmlab.errors import ConfigError, GuestError, HostError
-from pytest_kvmlab.lab.guest import Guest
+from pytest_kvmlab.errors import ConfigError, GuestError
 from pytest_kvmlab.lab.launch import Launcher
 
-MakeGuest = Callable[..., Guest]
 pytestmark = pytest.mark.kvm(image="micro")
 
 MAC = "52:54:00:12:34:68"
 MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    launcher = request.config.pluginmanager.getplugin("kvmlab-session").run.launcher
-    assert isinstance(launcher, Launcher)
-    return launcher
 
 
 def digests(*files: Path) -> dict[str, str]:
@@ -106,15 +97,6 @@ def test_a_pc_with_old_devices(make_guest: MakeGuest, tmp_path: Path) -> None:
     assert guest.succeed("cat /sys/class/net/eth0/address") == f"{MAC}\n"
     vendors = guest.succeed("cat /sys/bus/pci/devices/*/vendor").split()
     assert {"0x1013", "0x1274", "0x10ec"} <= set(vendors)  # Cirrus Logic, Ensoniq, Realtek
-
-
-def test_a_microvm_has_no_pci(make_guest: MakeGuest) -> None:
-    guest = make_guest(machine="microvm", disks=[{"size": "8MiB"}], networks=[{"mac": MAC}])
-    assert guest.succeed("ls /sys/bus/pci/devices 2>/dev/null; true") == ""
-    assert guest.succeed("ls -d /sys/block/vd?").split() == ["/sys/block/vda", "/sys/block/vdb"]
-    assert guest.succeed("cat /sys/class/net/eth0/address") == f"{MAC}\n"
-    with pytest.raises(HostError, match="no screenshot"):
-        guest.screenshot("/dev/null")
 
 
 def test_a_guest_without_network_screen_and_randomness_is_driven_over_its_serial_line(

@@ -4,8 +4,8 @@ import urllib.request
 
 import pytest
 
+from pytest_kvmlab import Guest
 from pytest_kvmlab.errors import ConfigError, GuestError
-from pytest_kvmlab.lab.guest import Guest
 
 pytestmark = pytest.mark.kvm(image="micro", disks=[{"size": "16MiB"}])
 

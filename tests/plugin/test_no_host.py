@@ -45,6 +45,14 @@ def test_without_qemu_every_test_is_an_error_that_names_it(project: Project, wor
     result.stdout.fnmatch_lines(["HostError: *qemu-system-x86_64*", "*see: kvmlab doctor, check 'qemu'*"])
 
 
+def test_without_the_library_of_libvirt_the_remedy_is_told(project: Project) -> None:
+    project.write("libvirt.py", "raise ImportError('libvirt.so.0: cannot open shared object file')")
+    project.write("test_it.py", TESTS)
+    result = project.pytest("--kvm-lab", PYTHONPATH=str(project.folder))
+    result.assert_outcomes(errors=3, passed=1)
+    result.stdout.fnmatch_lines(["HostError: *libvirt.so.0: cannot open*", "*pip install libvirt-python*"])
+
+
 def test_an_unreachable_libvirt_is_an_error_of_every_test(project: Project) -> None:
     project.write("test_it.py", TESTS)
     uri = "qemu+unix:///system?socket=/nonexistent"

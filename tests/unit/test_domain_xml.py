@@ -44,7 +44,7 @@ CASES = {
     "pc": plan(
         machine="pc", cdrom="/iso/tools.iso", networks=[{"model": "rtl8139"}], sound="ac97", video="cirrus"
     ),
-    "microvm": plan(machine="microvm"),
+    "microvm": plan(run=replace(RUN, accel="kvm"), machine="microvm"),
     "disk": plan(DISK, replace(RUN, fw_cfg={})),
     "kvm": plan(DISK, replace(RUN, accel="kvm"), vcpus=4, memory="2GiB"),
     "uefi": plan(DISK, firmware="uefi", tpm=True, cdrom="/iso/install.iso", boot=["cdrom", "disk"]),

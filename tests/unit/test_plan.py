@@ -113,7 +113,12 @@ def test_a_command_line_without_a_kernel_is_refused(key: str) -> None:
 
 def test_a_microvm_without_a_kernel_is_refused() -> None:
     with pytest.raises(ConfigError, match="boots a kernel only"):
-        plan(machine="microvm")
+        plan(run=replace(RUN, accel="kvm"), machine="microvm")
+
+
+def test_a_microvm_is_not_emulated() -> None:
+    with pytest.raises(ConfigError, match="machine 'microvm' needs KVM"):
+        plan(KERNEL, machine="microvm")
 
 
 @pytest.mark.parametrize(
