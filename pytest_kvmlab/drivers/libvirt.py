@@ -173,7 +173,9 @@ class Connection:
     def versions(self) -> Versions:
         """The versions of libvirt's daemon and of the QEMU that it starts."""
         with _telling("libvirt does not tell its version"):
-            library, emulator = _answer(self._connection.getLibVersion), _answer(self._connection.getVersion)
+            library = _answer(self._connection.getLibVersion)
+            # The first question about QEMU lets libvirt find out what each QEMU can do.
+            emulator = _answer(self._connection.getVersion, _CREATE_SECONDS)
         return Versions(_dotted(library), _dotted(emulator))
 
     def create(self, xml: str, *, autodestroy: bool) -> "Domain":

@@ -5,7 +5,6 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
-from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.keeper.run_folder import RunFolder
@@ -32,11 +31,7 @@ def bring_up(lab: LabSpec, options: Options, *, seconds: float, progress: Progre
     Raises:
         KvmlabError: a guest does not get ready; what was started is taken down again.
     """
-    choice = choose_host(options.host)
-    if not (choice.private or choice.kind == "embed"):
-        raise ConfigError(
-            "guests of a shared libvirt cannot be kept: no keeper could end them", "use --kvm-host=private"
-        )
+    choice = choose_host(options.host, keep=True)
     record = {"owner": os.getpid(), "started": time.time(), "lab": str(lab.path), "host": choice.kind}
     keeper = Keeper(
         {**record, "command": ["kvmlab", "lab", "up", lab.name]},

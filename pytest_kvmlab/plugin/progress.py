@@ -2,10 +2,14 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_kvmlab.journal import Event, Journal
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter  # public as pytest.TerminalReporter from pytest 9 on
 
 # DECSC, DECRC and EL (VT100 user guide, chapter 3): remember the cursor; go back there, erase the rest.
 _SAVE, _BACK_AND_ERASE = "\x1b7", "\x1b8\x1b[K"
@@ -67,10 +71,10 @@ class ProgressLine:
         return bool(self._reporter and self._reporter.isatty and os.environ.get("TERM") != "dumb")
 
     @property
-    def _reporter(self) -> pytest.TerminalReporter | None:
+    def _reporter(self) -> "TerminalReporter | None":
         if hasattr(self._config, "workerinput"):
             return None
-        reporter: pytest.TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
+        reporter: TerminalReporter | None = self._config.pluginmanager.get_plugin("terminalreporter")
         return reporter
 
     def _write(self, text: str) -> None:

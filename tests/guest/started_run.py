@@ -71,10 +71,8 @@ def own_a_run(
     ) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline(), "the run did not start"
-        try:
-            yield StartedRun(owner, Traces.of(runs))
-        finally:
-            owner.kill()
+        with _ended(StartedRun(owner, Traces.of(runs))) as run:
+            yield run
 
 
 @contextmanager
@@ -82,18 +80,29 @@ def run_pytest(folder: Path, runs: Path, test: str, *options: str) -> Iterator[S
     """Start pytest on one test file, whose tests touch `up-…` files; begun when there is the first."""
     (folder / "test_guests.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "--kvm-lab", "-p", "no:cacheprovider", "-rA", *options]
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"KVMLAB_RUNS": str(runs)},
-    ) as owner:
-        try:
-            yield StartedRun(owner, _traces(folder, runs, owner))
-        finally:
-            owner.kill()
+    with (
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"KVMLAB_RUNS": str(runs)},
+        ) as owner,
+        _ended(StartedRun(owner, _traces(folder, runs, owner))) as run,
+    ):
+        yield run
+
+
+@contextmanager
+def _ended(run: StartedRun) -> Iterator[StartedRun]:
+    """See a run to its end, so that its keeper is not still sweeping when the folder for runs is removed."""
+    try:
+        yield run
+    finally:
+        run.owner.kill()
+        run.owner.wait()
+        run.traces.left_at_last()
 
 
 def _traces(folder: Path, runs: Path, owner: "subprocess.Popen[str]") -> Traces:

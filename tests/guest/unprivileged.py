@@ -40,6 +40,11 @@ class Unprivileged:
         """The user's folder for runs."""
         return self.home / "runs"
 
+    def may_make_namespaces(self) -> bool:
+        """Whether the kernel lets the user: not in a chroot, and not where it was configured not to."""
+        command = [*(_NOBODY if os.geteuid() == 0 else ()), "unshare", "--user", "true"]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
     @classmethod
     def prepare(cls, home: Path) -> "Unprivileged":
         """Find an interpreter and packages that the user can read; copy what is kept from them."""
