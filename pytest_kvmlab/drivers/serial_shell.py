@@ -50,6 +50,7 @@ class SerialShell:
         self._session = ""
         self._number = 0
         self._serving = False
+        self._heard: _Listener | None = None  # who answered last, as long as nobody typed since
         self._broken: GuestError | None = None
 
     def run(self, command: str, timeout: float) -> CommandResult:
@@ -86,6 +87,7 @@ class SerialShell:
             timeout: seconds the shell may take.
         """
         with self._turn:
+            self._heard = None
             if self._serving and not self._reader.ended:
                 self._serving = False
                 self._ask(b": q\n", f":{self._session}:bye:", Deadline(timeout))
@@ -93,7 +95,7 @@ class SerialShell:
     def forget(self) -> None:
         """Forget the shell, because the guest was restarted or reverted; the next command looks for one."""
         with self._turn:
-            self._serving, self._broken, self._session = False, None, ""
+            self._serving, self._heard, self._broken, self._session = False, None, None, ""
 
     def answers(self, deadline: Deadline) -> bool:
         """Ask once whether a shell reads the line.
@@ -102,7 +104,8 @@ class SerialShell:
             deadline: how long it may take to answer.
         """
         with self._turn:
-            return self._who(deadline) is not None
+            self._heard = self._who(deadline)
+            return self._heard is not None
 
     # --- the line -------------------------------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class SerialShell:
             return
         for pause in _pauses(deadline):
             self._check_logged_in()  # before anything is typed there as a user's name
-            listener = self._who(pause)
+            listener, self._heard = self._heard or self._who(pause), None
             if listener and self._enter(listener, deadline):
                 self._serving = True
                 return
