@@ -82,7 +82,7 @@ class LibvirtDaemon:
         if self.privileged:
             return [self.folder / "sock"]
         # With stdio_handler = "file" the session daemon does not make its log directory itself.
-        return [self.folder / "xdg" / "libvirt", self.folder / "xdg" / "cache" / "libvirt" / "qemu" / "log"]
+        return [self.folder / "xdg" / "libvirt", self.cache / "qemu" / "log"]
 
     @property
     def cache(self) -> Path:
@@ -110,6 +110,8 @@ _FEWER_CAPABILITIES = (
 )
 
 _SYSTEM = {
+    "/var/log/swtpm": "swtpm-log",
+    "/var/lib/swtpm-localca": "swtpm-ca",
     "/etc/libvirt": "etc",
     "/var/lib/libvirt": "lib",
     "/var/log/libvirt": "log",
@@ -143,6 +145,8 @@ group = "+0"
 dynamic_ownership = 0
 remember_owner = 0
 namespaces = []
+swtpm_user = "root"
+swtpm_group = "root"
 cgroup_controllers = []
 """
 

@@ -25,6 +25,7 @@ from pytest_kvmlab.keeper.protocol import Dial, answer, receive
 from pytest_kvmlab.keeper.run_folder import RunFolder, tail_of
 from pytest_kvmlab.keeper.wake import wake_on
 
+_SCRATCH = Path("/tmp")  # noqa: S108 -- swtpm_setup writes there, whatever it is told
 _STATE_DIRECTORY = Path("/var/lib/libvirt")
 # What libvirtd writes below it; everything else there (images above all) stays the host's.
 _STATE = frozenset(
@@ -64,7 +65,7 @@ def main() -> int:
 
 def _prepare(folder: RunFolder, daemon: LibvirtDaemon, capabilities: Path) -> None:
     _raise_loopback()
-    make_read_only(but=(folder.path, capabilities))
+    make_read_only(but=(folder.path, capabilities, _SCRATCH))
     for path, content in daemon.files().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)

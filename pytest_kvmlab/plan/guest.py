@@ -191,7 +191,8 @@ def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
         ConfigError: the image and the spec do not fit together, or a socket's path would be too long.
         HostError: UEFI is asked for and this machine has no such firmware.
     """
-    name = domain_name(run.run_id, run.guest)
+    name, kernel = domain_name(run.run_id, run.guest), _kernel(spec, source)
+    _refuse_tpm_below_initrd(spec, kernel)
     return GuestPlan(
         name=name,
         uuid=domain_uuid(name),
@@ -203,7 +204,7 @@ def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
         cpu=_cpu(spec.cpu, run.accel),
         vcpus=spec.vcpus,
         memory=spec.memory,
-        boot=_kernel(spec, source),
+        boot=kernel,
         uefi=_uefi(run) if spec.firmware == "uefi" else None,
         disks=_disks(spec, source, run),
         cdrom=_cdrom(spec),
@@ -262,6 +263,18 @@ def _kernel(spec: GuestSpec, source: BootSource) -> KernelPlan | None:
             'give it a kernel too: kernel = "vmlinuz"',
         )
     return None
+
+
+def _refuse_tpm_below_initrd(spec: GuestSpec, kernel: KernelPlan | None) -> None:
+    """Refuse what QEMU puts in one place: above an initrd it leaves too little room for a TPM's ACPI tables.
+
+    The kernel says "Invalid table length 0x0 in RSDT/XSDT" and goes on without ACPI, TPM and network.
+    """
+    if spec.tpm and spec.firmware == "bios" and kernel and kernel.initrd:
+        raise ConfigError(
+            f"a TPM does not go with a kernel and an initrd that QEMU loads (image '{spec.image}')",
+            "use an image that boots from its disk, or a kernel without an initrd",
+        )
 
 
 def _uefi(run: RunFacts) -> UefiPlan:

@@ -75,9 +75,12 @@ def test_a_q35_with_everything(make_guest: MakeGuest, tmp_path: Path) -> None:
     assert abs((shown - datetime.now()).total_seconds()) < 60  # noqa: DTZ005  both say the local time
 
 
-def test_a_tpm_is_there(make_guest: MakeGuest) -> None:
-    guest = make_guest(tpm=True)
-    assert guest.succeed("cat /sys/class/tpm/tpm0/tpm_version_major") == "2\n"
+def test_a_tpm_is_there(make_guest: MakeGuest, launcher: Launcher) -> None:
+    with launcher.images.use("micro") as image:
+        kernel = str(image.boot.kernel)
+    chatty = {"kernel": kernel, "cmdline": "console=ttyS0", "login": {"channel": "none"}}
+    guest = make_guest(tpm=True, ready="console:ACPI: TPM2 0x", **chatty)
+    assert "model=tpm-crb" in guest.machine.domain.monitor("info tpm")
 
 
 def test_a_pc_with_old_devices(make_guest: MakeGuest, tmp_path: Path) -> None:

@@ -172,3 +172,10 @@ def test_a_path_that_a_socket_cannot_have_is_refused() -> None:
 def test_a_file_for_the_guest_whose_path_libvirt_would_not_quote_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="the path of a file for the guest"):
         plan(run=replace(RUN, fw_cfg={"opt/org.kvmlab/host_key": Path("/run") / name}))
+
+
+def test_a_tpm_is_refused_where_qemu_would_put_the_initrd_over_the_acpi_tables() -> None:
+    with pytest.raises(ConfigError, match="a TPM does not go with a kernel and an initrd"):
+        plan(KERNEL, tpm=True)
+    assert plan(KERNEL, kernel="/my/kernel", tpm=True).tpm
+    assert plan(DISK, tpm=True).tpm
