@@ -47,10 +47,11 @@ def broken(
 
 
 def left_over(launcher: Launcher) -> tuple[list[str], list[str]]:
-    """Folders and domains of guests."""
+    """Folders and domains of this worker's guests; another worker of the run has its own."""
     domains = launcher.host.connection._connection.listAllDomains()
-    folders = launcher.host.folder.guests.iterdir()
-    return sorted(folder.name for folder in folders), sorted(domain.name() for domain in domains)
+    folders = launcher.host.folder.guests.glob(f"*-{launcher.worker}-*")
+    names = [domain.name() for domain in domains if f"-{launcher.worker}-" in domain.name()]
+    return sorted(folder.name for folder in folders), sorted(names)
 
 
 # While it boots

@@ -57,7 +57,7 @@ def test_a_lab_of_which_one_guest_fails_is_taken_down_whole(runs: Path, lab: Lab
 
 def test_guests_of_a_shared_libvirt_are_not_kept(lab: LabSpec) -> None:
     options = resolve_options({"lab": True, "host": "qemu:///system"}, {}, {})
-    with pytest.raises(ConfigError, match="guests of a shared libvirt cannot be kept"):
+    with pytest.raises(ConfigError, match="guests of qemu:///system cannot be kept"):
         bring_up(lab, options, seconds=60, progress=lambda _step, _share: None)
 
 

@@ -79,15 +79,6 @@ def test_ctrl_alt_delete_reboots(shared_guest: Guest) -> None:
     shared_guest.wait_until_succeeds(f"! grep {before} /proc/sys/kernel/random/boot_id", timeout=3)
 
 
-def test_the_power_button_shuts_a_guest_down(shared_guest: Guest) -> None:
-    shared_guest.wait_for_file("/run/settled")
-    shared_guest.machine.domain.press_power_button()
-    with pytest.raises(GuestError, match="is off: it switched itself off"):
-        shared_guest.wait_for_console("this is never shown")
-    shared_guest.start()
-    assert shared_guest.succeed("uname") == "Linux\n"
-
-
 def test_a_paused_guest_is_not_waited_for(shared_guest: Guest) -> None:
     shared_guest.domain.suspend()
     with pytest.raises(GuestError, match=r"is paused\n(?s:.*)guest\.domain\.resume\(\)"):
