@@ -1,5 +1,6 @@
 """What runs leave on this machine, found by what everything of theirs names: their folder, their guests."""
 
+import math
 import os
 import re
 import socket
@@ -89,12 +90,23 @@ class Traces:
             "file": [path.name for path in self.runs.iterdir()],
             "mount": list(_lines(PROC / "self" / "mountinfo", str(self.runs))),
             "interface": [name for _, name in socket.if_nameindex() if name not in self.interfaces],
-            "lock": [line for lock in self.locks for line in _lines(PROC / "locks", f"{lock} ")],
+            "lock": [
+                line
+                for lock in self.locks
+                for line in _lines(PROC / "locks", f"{lock} ")
+                if self._was_there(line.split()[4])
+            ],
             "namespace": [
                 f"{process.name} in {name}" for process in _processes() for name in self._shared(process)
             ],
         }
         return {kind: things for kind, things in found.items() if things}
+
+    def _was_there(self, process: str) -> bool:
+        """Whether a lock may be ours: the number of a file that is gone is given to a new one, too."""
+        with suppress(OSError, IndexError):
+            return _started(PROC / process) <= max(self.namespaces.values(), default=math.inf)
+        return True
 
     def _shared(self, process: Path) -> set[str]:
         """Namespaces of the runs that a process is in, or holds open.
