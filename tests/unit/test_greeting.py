@@ -22,7 +22,8 @@ class Server:
         self.behaviours = iter(behaviours)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.accepted: list[socket.socket] = []
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
 
     def serve(self) -> None:
         with suppress(OSError):  # closed by the test
@@ -38,6 +39,9 @@ class Server:
         return socket.create_connection(self.listener.getsockname(), timeout=seconds)
 
     def close(self) -> None:
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which may just be accepting
+        self.thread.join()
         self.listener.close()
         for line in self.accepted:
             line.close()
