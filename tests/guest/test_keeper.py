@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,14 +23,6 @@ from tests.guest.started_run import StartedRun, is_gone, own_a_run
 
 SECONDS = 30.0
 _ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for runs of this test's own; pytest's `tmp_path` is too long for sockets."""
-    with tempfile.TemporaryDirectory(prefix="kvl-", dir="/tmp") as folder:
-        monkeypatch.setenv("KVMLAB_RUNS", folder)
-        yield Path(folder)
 
 
 @pytest.fixture

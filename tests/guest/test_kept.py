@@ -2,8 +2,6 @@
 
 import json
 import socket
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -24,14 +22,6 @@ image = "micro"
 cdrom = "missing.iso"
 after = ["good"]
 """
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A place for runs of our own; short, because sockets lie below it."""
-    with tempfile.TemporaryDirectory(prefix="kvl-", dir="/tmp") as folder:
-        monkeypatch.setenv("KVMLAB_RUNS", folder)
-        yield Path(folder)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,14 +24,6 @@ from pytest_kvmlab.keeper.run_folder import (
 )
 
 LONG_AGO = 1_000_000_000
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for runs of this test's own; pytest's `tmp_path` is too long for sockets."""
-    with tempfile.TemporaryDirectory(prefix="kvl-", dir="/tmp") as folder:
-        monkeypatch.setenv("KVMLAB_RUNS", folder)
-        yield Path(folder)
 
 
 @pytest.fixture
