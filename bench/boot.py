@@ -31,6 +31,7 @@ from pytest_kvmlab.lab.hosts import choose_host
 from pytest_kvmlab.lab.run import Run, capabilities_folder, open_run, open_store
 from pytest_kvmlab.lab.store import Image
 from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.spec.manifest import DISKS, INITRD, KERNEL
 from pytest_kvmlab.spec.options import Options, resolve_options
 from pytest_kvmlab.spec.validation import validate
 
@@ -64,7 +65,7 @@ class ByHand:
             "-F",
             "qcow2",
             "-b",
-            str(self._image.disk),
+            str(self._image.folder / DISKS["qcow2"]),
             str(overlay),
         )
         for name, content in (("authorized_keys", self._own.public), ("host_key", self._host.private)):
@@ -81,7 +82,8 @@ class ByHand:
         return [
             "qemu-system-x86_64", "-machine", "q35", "-accel", self._accel,
             "-cpu", "max" if self._accel == "tcg" else "host", "-m", "256", "-nodefaults", "-no-user-config",
-            "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", image.cmdline,
+            "-kernel", str(image.folder / KERNEL), "-initrd", str(image.folder / INITRD),
+            "-append", image.manifest.cmdline or "",
             "-blockdev", ",".join([*_OVERLAY, f"file.filename={overlay}"]),
             "-device", "virtio-blk-pci,drive=disk",
             "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self._port}-:22",

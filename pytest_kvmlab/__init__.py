@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pytest_kvmlab.drivers.command import CommandResult
     from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
     from pytest_kvmlab.lab.guest import Guest
+    from pytest_kvmlab.lab.lab import Lab
     from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "GuestError",
     "HostFacts",
     "KvmlabError",
+    "Lab",
     "MakeGuest",
     "SerialMismatch",
     "WaitTimeout",
@@ -31,6 +33,7 @@ _HOMES = {
     "pytest_kvmlab.drivers.command": ("CommandResult",),
     "pytest_kvmlab.errors": ("CommandFailed", "GuestError", "KvmlabError", "SerialMismatch", "WaitTimeout"),
     "pytest_kvmlab.lab.guest": ("Guest",),
+    "pytest_kvmlab.lab.lab": ("Lab",),
     "pytest_kvmlab.plugin.facts": ("HostFacts", "MakeGuest"),
 }
 

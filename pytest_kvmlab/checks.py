@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_kvmlab.drivers.libvirt import MISSING
+from pytest_kvmlab.drivers.libvirt import what_is_missing
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.daemon import find_daemon
 from pytest_kvmlab.keeper.namespaces import obstacle_to_namespaces
@@ -15,6 +15,7 @@ from pytest_kvmlab.keeper.run_folder import runs_root
 
 _QEMU = "qemu-system-x86_64"
 _DRIVER = "connection-driver/libvirt_driver_qemu.so"
+_LIBRARIES = ("libvirt.so", "libvirt-qemu.so")
 _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu/libvirt", "/usr/lib64/libvirt", "/usr/lib/libvirt")
 _BUILD_PROGRAMS = {
     "apt-get": "apt", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils",
@@ -86,14 +87,13 @@ def _libvirt_driver() -> Finding:
 
 
 def _libvirt_python() -> Finding:
-    if not MISSING:
+    if not (missing := what_is_missing()):
         return Finding(True, "importable")
-    return Finding(
-        False,
-        f"the Python module libvirt cannot be imported: {MISSING}",
-        "apt install gcc pkg-config libvirt-dev python3-dev, then: pip install libvirt-python",
-        ("gcc", "pkg-config", "libvirt-dev", "python3-dev"),
-    )
+    seen = f"the Python module libvirt cannot be imported: {missing}"
+    if missing.startswith(_LIBRARIES):
+        return _missing(seen, "libvirt0")
+    build = ("gcc", "libc6-dev", "libvirt-dev", "pkg-config", "python3-dev")
+    return Finding(False, seen, f"apt install {' '.join(build)}, then: pip install libvirt-python", build)
 
 
 def _embedded_user() -> Finding:

@@ -77,7 +77,8 @@ class GuestError(KvmlabError):
     Args:
         message: what failed, in one sentence.
         hint: what the reader can do about it.
-        phase: how far the guest had come: `create`, `boot`, `network`, `ssh`, `serial` or `ready`.
+        phase: how far the guest had come: `create`, `boot`, `network`, `ssh`, `serial` or `ready`; or `host`,
+            where what runs it has ended.
         looked_at: what was seen, newest last: console lines, addresses tried.
     """
 

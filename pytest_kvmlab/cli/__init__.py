@@ -1,5 +1,6 @@
 """`kvmlab`, the command: look at this machine, its images, its labs, and at what runs on it."""
 
+import signal
 import sys
 from importlib.metadata import version as installed_version
 
@@ -33,6 +34,8 @@ def _version(
 
 def main() -> None:
     """Run the command; an error of ours is told without a traceback, with exit status 1."""
+    # As Ctrl-C does: what is half done is taken away on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         app()
     except KvmlabError as error:

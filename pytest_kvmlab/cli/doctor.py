@@ -1,6 +1,7 @@
 """`kvmlab doctor`: what this machine can do, and what to do about what it cannot."""
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -40,7 +41,7 @@ def _install(packages: list[str]) -> None:
         raise HostError(
             f"only root can install {' '.join(packages)}", f"sudo apt install {' '.join(packages)}"
         )
-    console.print(f"installing {' '.join(packages)}")
+    print(f"installing {' '.join(packages)}", file=sys.stderr)  # standard output may be read as JSON
     install(packages)
 
 

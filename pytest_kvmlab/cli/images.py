@@ -1,83 +1,191 @@
 """`kvmlab image`: the images that guests boot from."""
 
+import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pytest_kvmlab.cli.output import AsJson, print_json, print_table, progress
-from pytest_kvmlab.errors import ImageError
-from pytest_kvmlab.lab.build import build, recipes
+from pytest_kvmlab.cli import backups, pruning
+from pytest_kvmlab.cli.output import AsJson, print_json, print_table, progress, size
+from pytest_kvmlab.cli.rescue import open_shell
+from pytest_kvmlab.cli.sheet import as_document, differences, facts, needs
+from pytest_kvmlab.cli.shelf import Name, Replace, StoreFolder, age, built_at, described, find, size_of
+from pytest_kvmlab.errors import ConfigError, ImageError
+from pytest_kvmlab.lab.build import build
+from pytest_kvmlab.lab.builder_run import BuilderRuns
+from pytest_kvmlab.lab.difference import difference
+from pytest_kvmlab.lab.importing import ImportRequest, import_image
+from pytest_kvmlab.lab.recipes import recipes
 from pytest_kvmlab.lab.run import open_store
-from pytest_kvmlab.lab.store import Image, Store
+from pytest_kvmlab.lab.store import Store
+from pytest_kvmlab.progress import Progress
+from pytest_kvmlab.spec.guest_file import load_guest_file
 from pytest_kvmlab.spec.names import nearest
+from pytest_kvmlab.spec.options import resolve_options
+from pytest_kvmlab.spec.quantity import parse_size
 
-app = typer.Typer(help="List, build and verify images.", no_args_is_help=True)
+app = typer.Typer(help="Build, import, verify, copy and remove images.", no_args_is_help=True)
 
-StoreFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--store", envvar="KVMLAB_STORE", help="Where images live; if not given, the user's cache folder."
-    ),
-]
-Name = Annotated[str, typer.Argument(help="The image's name.")]
+app.command("copy")(backups.copy_image)
+app.command("export")(backups.export)
+app.command("restore")(backups.restore)
+app.command("prune")(pruning.prune_store)
+app.command("remove")(pruning.remove_images)
 
 
 @app.command("list")
 def list_images(store: StoreFolder = None, as_json: AsJson = False) -> None:
     """List the images that are built, and the recipes that can be."""
-    images = {image.name: image for image in open_store(store).images()}
-    names = sorted(images.keys() | recipes().keys())
+    shelf = open_store(store)
+    names = sorted({*shelf.names(), *recipes()})
     if as_json:
-        print_json([_as_document(name, images.get(name)) for name in names])
+        print_json([_listed(name, shelf) for name in names])
     else:
-        print_table(("NAME", "STATE", "SHA-256", "FOLDER"), [_row(name, images.get(name)) for name in names])
+        columns = ("NAME", "STATE", "KIND", "SIZE", "AGE", "SHA-256", "FOLDER")
+        print_table(columns, [_row(name, shelf) for name in names])
 
 
-def _as_document(name: str, image: Image | None) -> dict[str, object]:
-    return {
-        "name": name,
-        "built": image is not None,
-        "sha256": image.sha256 if image else None,
-        "folder": str(image.folder) if image else None,
-    }
+def _listed(name: str, store: Store) -> dict[str, Any]:
+    try:
+        return described(name, store.find(name))
+    except ImageError as error:
+        return {**described(name, None), "damaged": error.message}
 
 
-def _row(name: str, image: Image | None) -> tuple[str, str, str, str]:
+def _row(name: str, store: Store) -> tuple[str, ...]:
+    try:
+        image = store.find(name)
+    except ImageError:
+        return name, "damaged", "", "", "", "", f"kvmlab image show {name}"
     if image is None:
-        return name, "not built", "", f"kvmlab image build {name}"
-    return name, "built", image.sha256[:16], str(image.folder)
+        return name, "not built", "", "", "", "", f"kvmlab image build {name}"
+    told = image.manifest.kind, size(size_of(image)), age(built_at(image))
+    return name, "built", *told, image.sha256[:16], str(image.folder)
+
+
+@app.command("show")
+def show_image(name: Name, store: StoreFolder = None, as_json: AsJson = False) -> None:
+    """Tell all about an image: files, parent, packages, what its guests are like, and who needs it."""
+    shelf = open_store(store)
+    image = find(name, shelf)
+    if as_json:
+        print_json({**described(name, image), **needs(image, shelf), "manifest": as_document(image)})
+    else:
+        print_table(("", ""), [*facts(image, shelf)])
+
+
+@app.command("diff")
+def diff_images(
+    first: Annotated[str, typer.Argument(help="An image.")],
+    second: Annotated[str, typer.Argument(help="Another image.")],
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the packages, kernels, files and keys in which two images differ."""
+    shelf = open_store(store)
+    found = difference(find(first, shelf).manifest, find(second, shelf).manifest)
+    if as_json:
+        print_json(asdict(found))
+    elif found:
+        print_table(("", "", first, second), [*differences(found)])
+    else:
+        print(f"{first} and {second} are alike")
 
 
 @app.command("build")
-def build_image(name: Name, store: StoreFolder = None, as_json: AsJson = False) -> None:
+def build_image(
+    name: Name,
+    store: StoreFolder = None,
+    shell: Annotated[
+        bool, typer.Option("--shell", help="Where setup.sh fails, open a shell in the half-built image.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Build an image from its recipe, of the newest packages; nothing is done if exactly that is there."""
     folders = recipes()
     if name not in folders:
         raise ImageError(
             f"there is no recipe '{name}'{nearest(name, folders)}", f"known recipes: {', '.join(folders)}"
         )
-    with progress() as show:
-        image = build(folders[name], open_store(store), progress=show)
+    options = resolve_options({"lab": True, "store": store}, os.environ, {})
+    with progress(plain=shell) as show:
+        image = build(
+            folders[name],
+            open_store(options.store),
+            guests=BuilderRuns(options, show),
+            rescue=open_shell if shell else None,
+            progress=show,
+        )
     if as_json:
-        print_json(_as_document(name, image))
+        print_json(described(name, image))
     else:
         print(f"{name}: {image.folder}")
+
+
+@app.command("import")
+def import_file(
+    name: Annotated[str, typer.Argument(help="What guests will call the image.")],
+    file: Annotated[Path, typer.Argument(help="A disk or disc, compressed or not, or a block device.")],
+    *,
+    sha256: Annotated[str | None, typer.Option(help="What the file's SHA-256 has to be.")] = None,
+    guest: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file whose table [guest] says how to log in, memory, readiness…"),
+    ] = None,
+    companions: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="A file that a qcow2 image stands on and may be read from; repeatable."),
+    ] = None,
+    max_size: Annotated[str, typer.Option(metavar="SIZE", help="How large the disk may be.")] = "256GiB",
+    replace: Replace = False,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a disk of your own into the store: qcow2, raw, VMDK, VDI, VHD, VHDX or ISO; it is only read."""
+    keys = load_guest_file(guest) if guest else {}
+    request = ImportRequest(name, file, sha256, keys, companions or (), _size(max_size), replace)
+    with progress() as show:
+        image = import_image(request, open_store(store), progress=show)
+    if as_json:
+        print_json(described(name, image))
+    else:
+        print(f"{name}: {image.folder}")
+
+
+def _size(written: str) -> int:
+    try:
+        return parse_size(written)
+    except ValueError as error:
+        raise ConfigError(f"--max-size: {error}") from None
 
 
 @app.command("verify")
 def verify_images(
     names: Annotated[list[str] | None, typer.Argument(help="Images; if none is named, all.")] = None,
     store: StoreFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare images with their manifests, byte by byte; the exit status is 1 if one is damaged."""
     shelf = open_store(store)
-    for image in [_find(name, shelf) for name in names] if names else shelf.images():
-        shelf.verify(image)
-        print(f"{image.name}: as it was built ({image.sha256[:16]})")
+    with progress() as show:
+        damages = {name: _damage(name, shelf, show) for name in names or shelf.names()}
+    if as_json:
+        print_json([{"name": name, "ok": not damage, "damage": damage} for name, damage in damages.items()])
+    else:
+        for name, damage in damages.items():
+            print(f"{name}: {damage or 'as it was built'}")
+    if any(damages.values()):
+        raise typer.Exit(1)
 
 
-def _find(name: str, store: Store) -> Image:
-    if image := store.find(name):
-        return image
-    raise ImageError(f"image '{name}' is not built", f"kvmlab image build {name}", looked_at=[store.root])
+def _damage(name: str, store: Store, show: Progress) -> str:
+    """What is wrong with an image; nothing if it is as it was built."""
+    try:
+        image = find(name, store)
+        with image.lock_shared():
+            store.verify(image, show)
+    except ImageError as error:
+        return error.message
+    return ""

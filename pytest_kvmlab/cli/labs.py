@@ -94,7 +94,7 @@ def down(lab: Up) -> None:
 @app.command()
 def shell(lab: Up, guest: GuestName) -> None:
     """Open a shell in a guest of a lab that is up, over SSH."""
-    run, folder = _kept(lab, guest)
+    run, folder = kept_guest(lab, guest)
     channel = ssh_to(run, folder, ask_password=lambda: getpass(f"password of {guest}: "))
     channel.open(60.0)
     raise typer.Exit(channel.interact())
@@ -103,12 +103,17 @@ def shell(lab: Up, guest: GuestName) -> None:
 @app.command()
 def console(lab: Up, guest: GuestName) -> None:
     """Show the serial console of a guest of a lab that is up, and type on it; Ctrl-] leaves it."""
-    _, folder = _kept(lab, guest)
+    _, folder = kept_guest(lab, guest)
     with serial_of(folder) as line:
         interact(line)
 
 
-def _kept(lab: str, guest: str) -> tuple[RunFolder, Path]:
+def kept_guest(lab: str, guest: str) -> tuple[RunFolder, Path]:
+    """A guest of a lab that is up, or of a run that kept guests: its run and its folder.
+
+    Raises:
+        ConfigError: there is none; the message says what there is.
+    """
     run = _kept_run(lab)
     guests = kept_guests(run)
     if guest not in guests:

@@ -1,17 +1,24 @@
 """The door to Debian's archive: apt and dpkg as any user may call them, without installing anything."""
 
+import hashlib
 import re
+import tempfile
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvmlab.drivers.program import run
 from pytest_kvmlab.errors import ImageError
+from pytest_kvmlab.progress import Progress, Transfer
+from pytest_kvmlab.spec.lock import LockedPackage
+from pytest_kvmlab.spec.names import nearest
 
 _ASK_SECONDS = 60
 _DOWNLOAD_SECONDS = 900
 _UNPACK_SECONDS = 300
+_PACKAGES_AT_ONCE = 40
 
 # 'URI' FILE SIZE SHA256:HEX, one line per package: apt-get(8), --print-uris
 _OFFER = re.compile(r"^'[^']*' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$", re.MULTILINE)
@@ -117,3 +124,210 @@ def unpack(package_file: Path, folder: Path) -> None:
         ImageError: the file is damaged, or the disk is full.
     """
     run(["dpkg-deb", "-x", package_file, folder], package="dpkg", timeout=_UNPACK_SECONDS)
+
+
+def resolve_system(packages: Sequence[str], *, suite: str, installed: str = "") -> tuple[LockedPackage, ...]:
+    """Ask apt for the exact packages of a system; the network is not touched.
+
+    A new system gets what is essential, apt, the packages and what all of these depend on, without
+    recommendations, from Debian's archive of the suite, of its updates and of its security updates, and from
+    nowhere else: apt-get(8), apt-patterns(7).
+
+    Args:
+        packages: package names.
+        suite: the codename of a release of Debian, such as `bookworm`, that this machine's apt has lists of.
+        installed: the file `/var/lib/dpkg/status` of the system to which the packages are added; its packages
+            stay as they are. Empty: a new system.
+
+    Returns:
+        The packages to install, sorted by name.
+
+    Raises:
+        ImageError: apt does not know the suite or one of the packages, or they cannot be installed together.
+    """
+    # What makes /bin a link is one empty package here, where there is such a package, not a program in Perl.
+    base = () if installed else ("?essential", "apt", "?exact-name(usr-is-merged)")
+    with _archive(suite, installed) as options:
+        try:
+            told = _apt_get(options, "install", "--yes", "--print-uris", *base, *packages)
+        except ImageError as error:
+            raise _unknown(error, options, suite) from error
+    found = (_package(offer) for offer in _OFFER.finditer(told))
+    return tuple(sorted(map(_locked, found), key=lambda package: package.name))
+
+
+def fetch(
+    packages: Sequence[LockedPackage], pool: Path, *, suite: str, scratch: Path, progress: Progress
+) -> None:
+    """See that each package is in a pool, as `SHA256.deb`; what is there already is not fetched again.
+
+    Several processes may fill one pool at once: a package appears there complete or not at all.
+
+    Args:
+        packages: the exact packages.
+        pool: an existing folder.
+        suite: the codename of the release whose archive has them.
+        scratch: an existing folder on the same file system, for what is not complete yet.
+        progress: told what is being done.
+
+    Raises:
+        ImageError: the archive cannot be reached, has other bytes, or no longer has some of the versions,
+            which are named.
+    """
+    wanted = [package for package in packages if not pooled(pool, package).exists()]
+    if not wanted:
+        return
+    with _archive(suite) as options:
+        _require_offers(wanted, options, suite, pool)
+        step = Transfer(f"downloading {len(wanted)} packages", sum(package.size for package in wanted))
+        done = 0
+        for start in range(0, len(wanted), _PACKAGES_AT_ONCE):
+            batch = wanted[start : start + _PACKAGES_AT_ONCE]
+            progress(step, done / max(step.total, 1))
+            _fetch(batch, pool, options, scratch)
+            done += sum(package.size for package in batch)
+
+
+def pooled(pool: Path, package: LockedPackage) -> Path:
+    """The file of a package in a pool."""
+    return pool / f"{package.sha256}.deb"
+
+
+def _fetch(packages: Sequence[LockedPackage], pool: Path, options: Sequence[str], scratch: Path) -> None:
+    exact = [f"{package.name}={package.version}" for package in packages]
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        _apt_get(options, "download", *exact, folder=Path(name))
+        came = {_sha256(file): file for file in Path(name).iterdir()}
+        for package in packages:
+            if package.sha256 not in came:
+                raise ImageError(
+                    f"the archive has another {package.name} {package.version} than the lock",
+                    "update the lock, if the archive is to be trusted",
+                    looked_at=[f"expected SHA-256 {package.sha256}"],
+                )
+            came[package.sha256].chmod(0o444)
+            came[package.sha256].rename(pooled(pool, package))
+
+
+def _require_offers(
+    packages: Sequence[LockedPackage], options: Sequence[str], suite: str, pool: Path
+) -> None:
+    """Find out before the first download what is nowhere any more, all of it."""
+    told = run(
+        ["apt-cache", *options, "madison", *(package.name for package in packages)],
+        package="apt",
+        timeout=_ASK_SECONDS,
+    )
+    offers = {tuple(field.strip() for field in line.split("|")[:2]) for line in told.splitlines()}
+    gone = [f"{package.name} {package.version}" for package in packages
+            if (package.name, package.version) not in offers]  # fmt: skip
+    if gone:
+        raise ImageError(
+            f"packages of the lock are nowhere any more: {', '.join(gone)}",
+            "put them into the store again, from a backup or snapshot.debian.org, or update the lock",
+            looked_at=[f"the archive of {suite}, as this machine's apt knows it", pool],
+        )
+
+
+@contextmanager
+def _archive(suite: str, installed: str = "") -> Iterator[list[str]]:
+    """Options that show apt one suite of Debian alone, with a system of its own; the host's stays unread."""
+    sources = _sources(suite)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "archives" / "partial").mkdir(parents=True)
+        (folder / "sources.list").write_text(sources, encoding="utf-8")
+        (folder / "status").write_text(installed, encoding="utf-8")
+        # What is installed outweighs every other version: apt_preferences(5)
+        (folder / "preferences").write_text("Package: *\nPin: release a=now\nPin-Priority: 1001\n")
+        settings = {
+            "Dir::Etc::SourceList": folder / "sources.list",
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::Etc::Preferences": folder / "preferences",
+            "Dir::Etc::PreferencesParts": "/dev/null",
+            "Dir::State::status": folder / "status",
+            "Dir::State::extended_states": folder / "extended_states",
+            "Dir::Cache": folder,
+            "Dir::Cache::archives": folder / "archives",
+            "Debug::NoLocking": "true",
+            "APT::Default-Release": "",
+            "APT::Install-Recommends": "false",
+            "APT::Install-Suggests": "false",
+            "APT::Get::AllowUnauthenticated": "false",
+            "Acquire::ForceHash": "SHA256",
+        }
+        yield [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+
+
+def _sources(suite: str) -> str:
+    """The host's own sources of a suite, without those that have their packages from elsewhere."""
+    known = run(
+        ["apt-get", "indextargets", "--format",
+         "$(RELEASE) $(CODENAME) $(COMPONENT) $(ARCHITECTURE) $(REPO_URI) $(ORIGIN)", "Created-By: Packages"],
+        package="apt",
+        timeout=_ASK_SECONDS,
+    )  # fmt: skip
+    targets = [line.split(" ", 5) for line in known.splitlines()]
+    wanted = {suite, f"{suite}-updates", f"{suite}-security"}
+    lines = [f"deb [arch={architecture}] {uri} {release} {component}\n"
+             for release, codename, component, architecture, uri, origin in targets
+             if codename in wanted and origin == "Debian" and architecture == _architecture()]  # fmt: skip
+    if not lines:
+        raise _no_suite(
+            suite, sorted({codename for _, codename, *_, origin in targets if origin == "Debian"})
+        )
+    return "".join(dict.fromkeys(lines))
+
+
+def _no_suite(suite: str, known: Sequence[str]) -> ImageError:
+    return ImageError(
+        f"this machine's apt has no package lists of Debian {suite}{nearest(suite, known)}",
+        f"add the suites {suite}, {suite}-updates and {suite}-security to /etc/apt/sources.list.d, "
+        "then: apt-get update",
+        looked_at=[f"suites of Debian that apt has lists of: {', '.join(known) or 'none'}"],
+    )
+
+
+def _architecture() -> str:
+    return run(["dpkg", "--print-architecture"], package="dpkg", timeout=_ASK_SECONDS).strip()
+
+
+def _unknown(error: ImageError, options: Sequence[str], suite: str) -> ImageError:
+    """Say which packages the suite lacks, if that is what apt complains about."""
+    names = re.findall(r"E: (?:Unable to locate package|Package '?)\s*([a-z0-9][a-z0-9+.-]+)", error.message)
+    if not names:
+        return ImageError(f"apt cannot install the packages from Debian {suite}\n{error.message}")
+    known = run(["apt-cache", *options, "pkgnames"], package="apt", timeout=_ASK_SECONDS).split()
+    told = ", ".join(f"'{name}'{nearest(name, known)}" for name in names)
+    return ImageError(
+        f"Debian {suite} has no package {told}", "correct the name, or, if it is new: apt-get update"
+    )
+
+
+def _apt_get(options: Sequence[str], *arguments: str, folder: Path | None = None) -> str:
+    command = ["apt-get", *arguments[:1], *options, *arguments[1:]]
+    return run(command, package="apt", timeout=_DOWNLOAD_SECONDS, folder=folder)
+
+
+def _locked(package: Package) -> LockedPackage:
+    return LockedPackage(name=package.name, version=package.version, sha256=package.sha256, size=package.size)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def control(package_file: Path) -> str:
+    """Read what a package says about itself.
+
+    Args:
+        package_file: a `.deb` file.
+
+    Returns:
+        Its control file (deb-control(5)), one stanza with a newline at its end.
+
+    Raises:
+        ImageError: the file is damaged.
+    """
+    return run(["dpkg-deb", "-f", package_file], package="dpkg", timeout=_ASK_SECONDS)

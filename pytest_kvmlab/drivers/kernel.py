@@ -12,9 +12,12 @@ from pytest_kvmlab.errors import ImageError
 # Positions in the setup header: the kernel's Documentation/x86/boot.rst
 _SETUP_SECTORS, _MAGIC, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x202, 0x248, 0x24C
 _SECTOR = 512
+_LARGEST = 256 * 2**20  # bytes of a kernel, and of memory to unpack it: a stranger's may be a bomb
 _DECOMPRESSORS: Mapping[bytes, Callable[[bytes], bytes]] = {
-    b"\xfd7zXZ\0": lambda packed: lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(packed),
-    b"\x1f\x8b": lambda packed: zlib.decompressobj(wbits=31).decompress(packed),
+    b"\xfd7zXZ\0": lambda packed: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LARGEST).decompress(
+        packed, _LARGEST
+    ),
+    b"\x1f\x8b": lambda packed: zlib.decompressobj(wbits=31).decompress(packed, _LARGEST),
 }
 
 
@@ -69,7 +72,7 @@ def _elf(decompress: Callable[[bytes], bytes], payload: bytes) -> bytes:
         image = decompress(payload)
     except (lzma.LZMAError, zlib.error) as error:
         raise ImageError(f"the kernel image is damaged: {error}") from error
-    if not image.startswith(b"\x7fELF"):
+    if not image.startswith(b"\x7fELF") or len(image) == _LARGEST:
         raise ImageError("the kernel image does not hold an ELF kernel")
     return image
 

@@ -1,9 +1,11 @@
 """The door to libvirt: connections, domains, and QEMU's monitor behind them.
 
-The only module that imports libvirt. Its errors leave as `HostError`, with what was being done.
+The only module that imports libvirt. Its errors leave as `HostError`, with what was being done; an error
+whose cause is that nobody is at the other end any more leaves as what the connection's owner says of that.
 """
 
 import contextlib
+import importlib
 import math
 import os
 import re
@@ -16,16 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.errors import HostError, KvmlabError
 
 try:
     import libvirt
     import libvirt_qemu
 except ImportError as error:  # told when a connection is asked for: `kvmlab doctor` has to run without
-    MISSING = str(error)
+    _MISSING = str(error)
 else:
-    MISSING = ""
-"""Why libvirt's library cannot be loaded; empty if it can."""
+    _MISSING = ""
 
 _KEEPALIVE_SECONDS, _KEEPALIVE_TRIES = 5, 6
 # Longer than libvirt takes for what it has to wait for itself: 15 s for a QEMU that does not want to end.
@@ -43,6 +44,15 @@ class Versions:
 
 
 Answer = TypeVar("Answer")
+
+
+def what_is_missing() -> str:
+    """Why libvirt's library cannot be loaded, as of now; empty if it can, if only by a new process."""
+    try:
+        importlib.import_module("libvirt_qemu")
+    except ImportError as error:
+        return str(error)
+    return ""
 
 
 @contextlib.contextmanager
@@ -101,9 +111,9 @@ class _EventLoop:
                 )
 
     def _begin(self) -> None:
-        if MISSING:
+        if _MISSING:
             raise HostError(
-                f"libvirt's library cannot be loaded: {MISSING}",
+                f"libvirt's library cannot be loaded: {_MISSING}",
                 "apt install libvirt0; if that is there: pip install --force-reinstall libvirt-python",
                 check="libvirt-python",
             )
@@ -148,31 +158,55 @@ class Connection:
 
     Args:
         uri: a libvirt URI (https://libvirt.org/uri.html).
+        lost: gives the error for every call that fails because libvirt has gone away; without it such a
+            call fails in libvirt's own words.
+
+    Attributes:
+        reboots: of the domains that this connection saw.
 
     Raises:
         HostError: nobody answers there.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, lost: Callable[[], KvmlabError] | None = None) -> None:
         _event_loop.start()
         self.uri = uri
+        self._lost = lost
         with _telling(f"libvirt does not answer on {uri}"):
             self._connection = _answer(lambda: libvirt.open(uri))
         # The embedded driver has no wire to keep alive.
         with contextlib.suppress(libvirt.libvirtError):
             self._connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
-        self._reboots = _Reboots()
+        self.reboots = _Reboots()
         with _telling("libvirt cannot report events"):
             self._connection.domainEventRegisterAny(
                 None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._count_reboot, None
             )
 
     def _count_reboot(self, _connection: object, domain: Any, _opaque: object) -> None:
-        self._reboots.note(domain.UUIDString())
+        self.reboots.note(domain.UUIDString())
+
+    @contextlib.contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """Turn the failure of a call into an error of ours: of what was being done, or of the loss."""
+        try:
+            with _telling(doing):
+                yield
+        except HostError as error:
+            if self._lost is None or self._is_open():
+                raise
+            raise self._lost() from error
+
+    def _is_open(self) -> bool:
+        """Whether libvirt may still be there; one that we have closed ourselves is not lost."""
+        try:
+            return bool(self._connection.isAlive())
+        except libvirt.libvirtError:
+            return True
 
     def versions(self) -> Versions:
         """The versions of libvirt's daemon and of the QEMU that it starts."""
-        with _telling("libvirt does not tell its version"):
+        with self.telling("libvirt does not tell its version"):
             library = _answer(self._connection.getLibVersion)
             # The first question about QEMU lets libvirt find out what each QEMU can do.
             emulator = _answer(self._connection.getVersion, _CREATE_SECONDS)
@@ -192,9 +226,9 @@ class Connection:
         flags = libvirt.VIR_DOMAIN_START_PAUSED
         if autodestroy:
             flags |= libvirt.VIR_DOMAIN_START_AUTODESTROY
-        with _telling("libvirt cannot start the guest"):
+        with self.telling("libvirt cannot start the guest"):
             raw = _answer(lambda: self._connection.createXML(xml, flags), _CREATE_SECONDS)
-        return Domain(raw, self._reboots)
+        return Domain(raw, self)
 
     def close(self) -> None:
         """Close the connection; an error in doing so is of no use to anyone."""
@@ -205,16 +239,16 @@ class Connection:
 class Domain:
     """One virtual machine, as libvirt sees it. `raw` is libvirt's own object."""
 
-    def __init__(self, raw: Any, reboots: _Reboots) -> None:
+    def __init__(self, raw: Any, connection: Connection) -> None:
         self.raw = raw
         self.name: str = raw.name()
         self._uuid: str = raw.UUIDString()
-        self._all_reboots = reboots
+        self._connection = connection
 
     @property
     def reboots(self) -> int:
         """How often the guest was reset since this connection saw it, by itself or by us."""
-        return self._all_reboots.of(self._uuid)
+        return self._connection.reboots.of(self._uuid)
 
     def state(self) -> str:
         """What the machine does.
@@ -226,7 +260,7 @@ class Domain:
         Raises:
             HostError: libvirt does not tell.
         """
-        with _telling(f"libvirt does not tell the state of {self.name}"):
+        with self._connection.telling(f"libvirt does not tell the state of {self.name}"):
             try:
                 found = _answer(self.raw.state)
             except libvirt.libvirtError as error:
@@ -237,12 +271,22 @@ class Domain:
 
     def resume(self) -> None:
         """Let the virtual CPUs run."""
-        with _telling(f"{self.name} cannot be resumed"):
+        with self._connection.telling(f"{self.name} cannot be resumed"):
             _answer(self.raw.resume)
+
+    def end_at_reboot(self) -> None:
+        """From now on, cut the power where the guest would start over: virDomainSetLifecycleAction.
+
+        Raises:
+            HostError: this QEMU is older than 6.0, and cannot change its mind.
+        """
+        with self._connection.telling(f"{self.name} cannot be kept from rebooting"):
+            what, action = libvirt.VIR_DOMAIN_LIFECYCLE_REBOOT, libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY
+            _answer(lambda: self.raw.setLifecycleAction(what, action, libvirt.VIR_DOMAIN_AFFECT_LIVE))
 
     def press_power_button(self) -> None:
         """Ask the guest to shut down, by ACPI."""
-        with _telling(f"{self.name} cannot be asked to shut down"):
+        with self._connection.telling(f"{self.name} cannot be asked to shut down"):
             _answer(lambda: self.raw.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
 
     def destroy(self) -> None:
@@ -251,7 +295,7 @@ class Domain:
         Raises:
             HostError: libvirt cannot end it.
         """
-        with _telling(f"{self.name} cannot be ended"):
+        with self._connection.telling(f"{self.name} cannot be ended"):
             try:
                 _answer(self.raw.destroy)
             except libvirt.libvirtError as error:
@@ -260,7 +304,7 @@ class Domain:
 
     def xml(self) -> str:
         """The live XML, with what libvirt filled in."""
-        with _telling(f"the XML of {self.name} cannot be read"):
+        with self._connection.telling(f"the XML of {self.name} cannot be read"):
             return str(_answer(self.raw.XMLDesc))
 
     def screenshot(self, path: Path) -> None:
@@ -270,7 +314,7 @@ class Domain:
             HostError: the guest has no screen, or is gone.
             OSError: the file cannot be written.
         """
-        with _telling(f"no screenshot of {self.name}"):
+        with self._connection.telling(f"no screenshot of {self.name}"):
             picture = _answer(self._draw)
         path.write_bytes(picture)
 
@@ -288,7 +332,7 @@ class Domain:
             codes: Linux key codes (linux/input-event-codes.h), 16 at most.
             hold: seconds between press and release.
         """
-        with _telling(f"{self.name} takes no keys"):
+        with self._connection.telling(f"{self.name} takes no keys"):
             keys = [libvirt.VIR_KEYCODE_SET_LINUX, int(hold * 1000), list(codes), len(codes), 0]
             _answer(lambda: self.raw.sendKey(*keys))
 
@@ -303,7 +347,7 @@ class Domain:
             HostError: the guest is gone, or QEMU does not answer in time.
         """
         human = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-        with _telling(f"the monitor of {self.name} does not answer '{command}'"):
+        with self._connection.telling(f"the monitor of {self.name} does not answer '{command}'"):
             said = _answer(lambda: libvirt_qemu.qemuMonitorCommand(self.raw, command, human), seconds)
         return str(said)
 

@@ -1,6 +1,7 @@
 """Run a program of the host to its end: one way of giving it an environment, a deadline and an error."""
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ def run(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     accept: Sequence[int] = (0,),
+    feed: bytes = b"",
+    failure: re.Pattern[bytes] | None = None,
 ) -> str:
     """Run a program and return what it wrote.
 
@@ -29,6 +32,8 @@ def run(
         folder: where it runs.
         environment: variables to set besides the present ones.
         accept: the exit statuses that are no failure.
+        feed: what it reads from standard input.
+        failure: what on standard error means that it failed, for a program whose status does not tell.
 
     Returns:
         Standard output as text.
@@ -37,30 +42,46 @@ def run(
         HostError: the program is not there.
         ImageError: it failed or took too long; the message ends with what it said.
     """
-    search = f"{os.environ.get('PATH', os.defpath)}:{_ADMINISTRATORS_PATH}"
-    settings = {**os.environ, "PATH": search, "LC_ALL": "C", **(environment or {})}
+    settings = {**surroundings(), **(environment or {})}
     try:
         ended = subprocess.run(
             [str(argument) for argument in arguments],
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=feed,
             capture_output=True,
             timeout=timeout,
             cwd=folder,
             env=settings,
         )
     except FileNotFoundError as error:
-        raise HostError(
-            f"the program {arguments[0]} is not there", f"install the package {package}", looked_at=[search]
-        ) from error
+        raise missing(arguments[0], package) from error
     except subprocess.TimeoutExpired as error:
         raise ImageError(f"{arguments[0]} did not end within {timeout:g} seconds") from error
-    if ended.returncode not in accept:
-        raise ImageError(_complaint(arguments, ended))
+    if ended.returncode not in accept or (failure and failure.search(ended.stderr)):
+        raise ImageError(complaint(arguments, ended.returncode, ended.stderr or ended.stdout))
     return ended.stdout.decode(errors="replace")
 
 
-def _complaint(arguments: Sequence[str | Path], ended: subprocess.CompletedProcess[bytes]) -> str:
-    said = (ended.stderr or ended.stdout).decode(errors="replace").strip().splitlines()
-    tail = "\n".join(f"  {line}" for line in said[-_LINES_OF_A_COMPLAINT:])
-    return f"{arguments[0]} {arguments[1]} ended with status {ended.returncode}\n{tail}".rstrip()
+def surroundings() -> dict[str, str]:
+    """The environment that programs get: the present one, with the administrators' programs, in English."""
+    search = f"{os.environ.get('PATH', os.defpath)}:{_ADMINISTRATORS_PATH}"
+    return {**os.environ, "PATH": search, "LC_ALL": "C"}
+
+
+def missing(program: str | Path, package: str) -> HostError:
+    """Say that a program is not there, and which Debian package has it."""
+    hint, search = f"install the package {package}", surroundings()["PATH"]
+    return HostError(f"the program {program} is not there", hint, looked_at=[search])
+
+
+def complaint(arguments: Sequence[str | Path], status: int, said: bytes) -> str:
+    """Say that a program failed, with the end of what it said.
+
+    Args:
+        arguments: the program and its arguments, of which the first is told.
+        status: its exit status, negative if a signal ended it.
+        said: what it wrote.
+    """
+    lines = said.decode(errors="replace").strip().splitlines()
+    tail = "\n".join(f"  {line}" for line in lines[-_LINES_OF_A_COMPLAINT:])
+    return f"{arguments[0]} {arguments[1]} ended with status {status}\n{tail}".rstrip()

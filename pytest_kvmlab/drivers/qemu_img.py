@@ -1,20 +1,28 @@
-"""The door to qemu-img, and the guard before it: what an image file may be before QEMU opens it.
+"""The door to qemu-img.
 
-A disk image can name other files, which QEMU opens with our rights: the backing file and the external data
-file of a qcow2, the extents of a VMDK. A guest can write such a header into its own raw disk, too. So the
-header of a stranger's file is read here first, and QEMU is always told the format instead of guessing it.
+QEMU is always told the format of an image instead of guessing it. The header of a stranger's file is read
+before QEMU opens it (`pytest_kvmlab.drivers.disk_headers`), and then QEMU is told which files
+it may open.
 """
 
 import json
-import os
-import stat
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
+from pytest_kvmlab.drivers.confined import Limits, confined, run_confined
+from pytest_kvmlab.drivers.disk_formats import (
+    CONTAINER_NAMES,
+    Container,
+    compression_of,
+    container_of,
+    take_sample,
+)
+from pytest_kvmlab.drivers.disk_headers import refuse_danger
 from pytest_kvmlab.drivers.program import run
+from pytest_kvmlab.drivers.unpacking import CopyProgress
 from pytest_kvmlab.errors import ImageError
 
 Format = Literal["qcow2", "raw"]
@@ -23,24 +31,29 @@ _PACKAGE = "qemu-utils"
 _QUICK_SECONDS = 30
 _WHOLE_FILE_SECONDS = 1800
 _LEAKED_CLUSTERS = 3  # exit status of `qemu-img check`: wasted space, no damage
-_SECTOR = 512
-_FIRST_CLUSTER_AT_MOST = 2 * 2**20
+_STACKABLE = ("qcow2", "vmdk")  # formats whose images may stand on another one
+_NO_CHECK = 63  # the format has nothing that could be checked
 
-_QCOW2_MAGIC = b"QFI\xfb"
-_FOREIGN_FORMATS: Mapping[bytes, str] = {
-    b"KDMV": "a VMDK image",
-    b"COWD": "a VMDK image",
-    b"# Disk DescriptorFile": "a VMDK descriptor, which names other files",
-    b"<<< ": "a VDI image",
-    b"vhdxfile": "a VHDX image",
-    b"conectix": "a VHD image",
-    b"QED\0": "a QED image",
-    b"\x7fELF": "a program",
-    b"\x1f\x8b": "compressed with gzip",
-    b"\xfd7zXZ\0": "compressed with xz",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"PK\x03\x04": "a ZIP archive",
-}
+_READ_ONLY = Limits(seconds=_QUICK_SECONDS, file_size=2**20)
+_CHECK = Limits(seconds=_WHOLE_FILE_SECONDS, file_size=2**20)
+_BLOCK = 64 * 2**10
+_TOO_LARGE = "File too large"  # what the system says at the limit; QEMU is told no more than that
+_SHARE = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
+
+
+@dataclass(frozen=True)
+class ForeignDisk:
+    """A stranger's image whose header was looked at, and all the files that QEMU may open for it.
+
+    Attributes:
+        path: the file.
+        container: its format.
+        backing: the image that it stands on.
+    """
+
+    path: Path
+    container: Container
+    backing: "ForeignDisk | None" = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,37 @@ def convert(source: Path, source_format: Format, target: Path, target_format: Fo
     _qemu_img("convert", "-f", source_format, "-O", target_format, *files, timeout=_WHOLE_FILE_SECONDS)
 
 
+def copy_overlay(overlay: Path, base: Path, base_format: Format, target: Path) -> None:
+    """Copy what an image has of its own into a new one that stands on the same image.
+
+    Args:
+        overlay: the qcow2 image to read.
+        base: the image below both.
+        base_format: its format; never guessed.
+        target: the qcow2 file to make.
+
+    Raises:
+        ImageError: one of them cannot be read or written.
+    """
+    below: list[str | Path] = ["-B", base.absolute(), "-F", base_format]
+    files = overlay.absolute(), target.absolute()
+    _qemu_img("convert", "-f", "qcow2", "-O", "qcow2", *below, *files, timeout=_WHOLE_FILE_SECONDS)
+
+
+def name_backing(image: Path, base: Path, base_format: Format) -> None:
+    """Call the image below another one by another path; the content is not looked at.
+
+    Args:
+        image: the qcow2 image above.
+        base: the same image as before; relative to the folder of `image`, or absolute.
+        base_format: its format; never guessed.
+
+    Raises:
+        ImageError: the image cannot be written.
+    """
+    _qemu_img("rebase", "-u", "-f", "qcow2", "-F", base_format, "-b", base, image.absolute())
+
+
 def info(path: Path, image_format: Format) -> DiskInfo:
     """Ask what an image is; the files that it names are not opened, save an external data file.
 
@@ -140,132 +184,141 @@ def check(path: Path) -> None:
     Raises:
         ImageError: it is damaged.
     """
-    accept = (0, _LEAKED_CLUSTERS)
-    _qemu_img("check", "-q", "-f", "qcow2", path.absolute(), timeout=_WHOLE_FILE_SECONDS, accept=accept)
+    check_foreign(ForeignDisk(path, "qcow2"))
 
 
 def inspect_untrusted(path: Path) -> Format:
     """Find out the format of a stranger's image without following anything that it names.
 
     Args:
-        path: the file to look at.
+        path: the file or block device to look at.
 
     Returns:
         `qcow2` or `raw`.
 
     Raises:
-        ImageError: it is missing, not a readable regular file, empty, truncated, damaged, encrypted, of
-            another format than its name claims or than guests can use, or it names other files.
+        ImageError: it is missing, unreadable, empty, truncated, damaged, encrypted, of another format than
+            its name claims or than guests can use, or it names other files.
     """
-    head, size = _read_head(path)
-    if not head:
-        raise ImageError(f"the image {path} is empty")
-    image_format = _format_of(path, head)
-    if image_format == "qcow2":
-        _refuse_unsafe_qcow2(path, head, size)
+    sample = take_sample(path)
+    if compression := compression_of(sample):
+        raise _to_be_imported(path, f"compressed with {compression}")
+    container = container_of(sample)
+    refuse_danger(sample, container)
+    if container == "qcow2":
         check(path)
-    elif size % _SECTOR:
+        return "qcow2"
+    if container == "raw":
+        return "raw"
+    raise _to_be_imported(path, CONTAINER_NAMES[container])
+
+
+def _to_be_imported(path: Path, what: str) -> ImageError:
+    return ImageError(f"the image {path} is {what}", f"import it: kvmlab image import NAME {path}")
+
+
+def check_foreign(disk: ForeignDisk) -> None:
+    """Check the structure of a stranger's image, if its format has one.
+
+    Args:
+        disk: an image whose header was looked at.
+
+    Raises:
+        ImageError: it is damaged, or another process writes to it.
+    """
+    accept = (0, _LEAKED_CLUSTERS, _NO_CHECK)
+    _confined("check", "-q", _node(disk), limits=_CHECK, accept=accept)
+
+
+def virtual_size(disk: ForeignDisk) -> int:
+    """Ask how many bytes a guest would see.
+
+    Args:
+        disk: an image whose header was looked at.
+
+    Raises:
+        ImageError: QEMU cannot read it.
+    """
+    alone = replace(disk, backing=None)  # `info` opens nothing below it
+    told = json.loads(_confined("info", "--output=json", _node(alone), limits=_READ_ONLY))
+    return int(told["virtual-size"])
+
+
+def first_bytes(disk: ForeignDisk, target: Path, size: int) -> bytes:
+    """Read what a guest would see at the beginning of a disk.
+
+    Args:
+        disk: an image whose header was looked at.
+        target: a file that may be written for this.
+        size: how much is wanted at least, in bytes.
+
+    Raises:
+        ImageError: QEMU cannot read it.
+    """
+    blocks = -(-size // _BLOCK)
+    operands = f"bs={_BLOCK}", f"count={blocks}", f"if={_node(disk)}", f"of={target.absolute()}"
+    _confined("dd", "-O", "raw", *operands, limits=_READ_ONLY)
+    return target.read_bytes()
+
+
+def convert_foreign(
+    disk: ForeignDisk, target: Path, target_format: Format, *, limits: Limits, progress: CopyProgress
+) -> None:
+    """Copy what a guest would see of a stranger's disk into an image that stands alone.
+
+    Args:
+        disk: an image whose header was looked at.
+        target: the file to make.
+        target_format: its format.
+        limits: how long it may take, and how large the result may get.
+        progress: told how much is done.
+
+    Raises:
+        ImageError: it cannot be read, the result gets too large or does not fit, or it takes too long.
+    """
+    arguments: list[str | Path] = [
+        "qemu-img",
+        "convert",
+        "-p",
+        "-O",
+        target_format,
+        _node(disk),
+        target.absolute(),
+    ]
+    try:
+        with confined(arguments, package=_PACKAGE, limits=limits) as output:
+            while told := output.read1(4096):  # type: ignore[attr-defined]
+                for share in _SHARE.findall(told):
+                    progress(float(share) / 100)
+    except ImageError as error:
+        if _TOO_LARGE not in error.message:
+            raise
         raise ImageError(
-            f"the image {path} is no whole number of {_SECTOR}-byte sectors: truncated, or no raw disk"
-        )
-    return image_format
+            f"the {limits.file_size} bytes that are free are too few for the image {disk.path}",
+            "free some space",
+        ) from error
+
+
+def _node(disk: ForeignDisk) -> str:
+    """Say which files QEMU opens, as what: it follows no name in an image (qemu(1), `-blockdev`)."""
+    return f"json:{json.dumps(_description(disk))}"
+
+
+def _description(disk: ForeignDisk) -> dict[str, object]:
+    driver = "host_device" if disk.path.is_block_device() else "file"
+    node: dict[str, object] = {
+        "driver": disk.container,
+        "file": {"driver": driver, "filename": str(disk.path.absolute())},
+    }
+    if disk.container in _STACKABLE:
+        node["backing"] = _description(disk.backing) if disk.backing else None
+    return node
+
+
+def _confined(command: str, *arguments: str | Path, limits: Limits, accept: Sequence[int] = (0,)) -> str:
+    return run_confined(["qemu-img", command, *arguments], package=_PACKAGE, limits=limits, accept=accept)
 
 
 def _qemu_img(*arguments: str | Path, timeout: float = _QUICK_SECONDS, accept: Sequence[int] = (0,)) -> str:
     """File names are absolute here: `nbd:…` or `json:…` would mean something else to QEMU."""
     return run(["qemu-img", *arguments], package=_PACKAGE, timeout=timeout, accept=accept)
-
-
-def _read_head(path: Path) -> tuple[bytes, int]:
-    """The beginning of a regular file, and its size; a pipe or device is not waited for."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as image:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"the image {path} is not a regular file")
-            return image.read(_FIRST_CLUSTER_AT_MOST), status.st_size
-    except OSError as error:
-        raise ImageError(f"the image {path} cannot be read: {error.strerror}") from error
-
-
-def _format_of(path: Path, head: bytes) -> Format:
-    is_qcow2 = head.startswith(_QCOW2_MAGIC)
-    foreign = next((kind for magic, kind in _FOREIGN_FORMATS.items() if head.startswith(magic)), None)
-    if foreign:
-        raise ImageError(f"the image {path} is {foreign}", "make it a qcow2 or raw image first")
-    if path.suffix == ".qcow2" and not is_qcow2:
-        raise ImageError(f"the image {path} is named qcow2 but has no qcow2 header")
-    if path.suffix == ".raw" and is_qcow2:
-        raise ImageError(
-            f"the image {path} is named raw but begins with a qcow2 header",
-            "a guest may have written that header; rename the file if it really is qcow2",
-        )
-    return "qcow2" if is_qcow2 else "raw"
-
-
-# QEMU's docs/interop/qcow2.txt: version, backing file's offset and length, cluster bits, size, encryption,
-# entries and offset of the first-level table, offset and clusters of the reference count table
-_QCOW2_HEADER = struct.Struct(">IQIIQIIQQI")
-_QCOW2_V3_INCOMPATIBLE = 72
-_QCOW2_V3_HEADER_LENGTH = 100
-_QCOW2_V2_LENGTH = 72
-_CORRUPT, _EXTERNAL_DATA = 1 << 1, 1 << 2
-_DATA_FILE_NAME = 0x44415441
-
-
-def _refuse_unsafe_qcow2(path: Path, head: bytes, size: int) -> None:
-    reason = _qcow2_truncation(head, size) or _qcow2_danger(head)
-    if reason:
-        raise ImageError(f"the qcow2 image {path} {reason}")
-
-
-def _qcow2_truncation(head: bytes, size: int) -> str:
-    if len(head) < _QCOW2_V3_HEADER_LENGTH + 4:
-        return "is truncated within its header"
-    _, _, _, cluster_bits, _, _, l1_entries, l1_offset, table_offset, table_clusters = _fields(head)
-    if not 9 <= cluster_bits <= 21:
-        return "has a damaged header: impossible cluster size"
-    ends = l1_offset + l1_entries * 8, table_offset + (table_clusters << cluster_bits)
-    return f"is truncated: {size} bytes, of at least {max(ends)}" if size < max(ends) else ""
-
-
-def _qcow2_danger(head: bytes) -> str:
-    version, backing_offset, backing_length, _, _, encryption, *_ = _fields(head)
-    if version not in (2, 3):
-        return f"has the unknown version {version}"
-    if backing_offset or backing_length:
-        return f"has a backing file: {_text(head, backing_offset, backing_length)}"
-    if encryption:
-        return "is encrypted"
-    return _qcow2_v3_danger(head) if version == 3 else _extension_danger(head, _QCOW2_V2_LENGTH)
-
-
-def _qcow2_v3_danger(head: bytes) -> str:
-    (features,) = struct.unpack_from(">Q", head, _QCOW2_V3_INCOMPATIBLE)
-    (length,) = struct.unpack_from(">I", head, _QCOW2_V3_HEADER_LENGTH)
-    if features & _EXTERNAL_DATA:
-        return "keeps its data in another file"
-    if features & _CORRUPT:
-        return "is marked as corrupt"
-    return _extension_danger(head, length)
-
-
-def _extension_danger(head: bytes, offset: int) -> str:
-    """Walk the header extensions: type, length, content padded to eight bytes, until a type of zero."""
-    while offset + 8 <= len(head):
-        kind, length = struct.unpack_from(">II", head, offset)
-        if kind == 0:
-            return ""
-        if kind == _DATA_FILE_NAME:
-            return f"names another file for its data: {_text(head, offset + 8, length)}"
-        offset += 8 + (length + 7) // 8 * 8
-    return "has a damaged header: its extensions do not end"
-
-
-def _fields(head: bytes) -> tuple[int, ...]:
-    return cast(tuple[int, ...], _QCOW2_HEADER.unpack_from(head, len(_QCOW2_MAGIC)))
-
-
-def _text(head: bytes, offset: int, length: int) -> str:
-    return repr(head[offset : offset + min(length, 1023)].decode(errors="replace"))

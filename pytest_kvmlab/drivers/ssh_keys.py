@@ -28,6 +28,19 @@ class KeyPair:
     private: str = field(repr=False)
     public: str
 
+    @classmethod
+    def of(cls, private: str) -> Self:
+        """Take the public line from a private key.
+
+        Args:
+            private: a key of any type that paramiko knows, as text.
+
+        Raises:
+            ConfigError: the text is no private key, or one that asks for a passphrase.
+        """
+        key = load_private_key(private)
+        return cls(private, f"{key.get_name()} {key.get_base64()}")
+
     def save(self, path: Path) -> None:
         """Write the private key to a new file that only this user can read.
 

@@ -14,25 +14,27 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.conversations import answer_in_threads, dial_for, listen
 from pytest_kvmlab.keeper.daemon import LibvirtDaemon, find_daemon, share_capabilities
 from pytest_kvmlab.keeper.mounts import bind, cover, make_read_only
-from pytest_kvmlab.keeper.protocol import Dial, answer, receive
+from pytest_kvmlab.keeper.protocol import Dial, OpenLan, receive
 from pytest_kvmlab.keeper.run_folder import RunFolder, tail_of
 from pytest_kvmlab.keeper.wake import wake_on
 
 _SCRATCH = Path("/tmp")  # noqa: S108 -- swtpm_setup writes there, whatever it is told
+# Of the namespace of whoever writes there; a lan with a way out has to forward packets.
+_NETWORK_SETTINGS = Path("/proc/sys/net")
 _STATE_DIRECTORY = Path("/var/lib/libvirt")
 # What libvirtd writes below it; everything else there (images above all) stays the host's.
 _STATE = frozenset(
     {"qemu", "dnsmasq", "network", "swtpm", "storage", "sanlock", "lockd", "secrets", "nwfilter"}
 )
 _START_SECONDS = 30.0
-_MOST_CONVERSATIONS = 64  # at once; each takes a thread and two descriptors
 _LIFELINE = 0  # standard input, which ends with the supervisor
 
 
@@ -54,18 +56,18 @@ def main() -> int:
     except (OSError, HostError) as error:
         folder.tell_failure(str(error))
         return 1
-    with _listen(folder.keeper_socket) as listener:
+    with listen(folder.keeper_socket) as listener:
         folder.write("host.json", {"uri": daemon.uri, "daemon": daemon.program})
-        threading.Thread(target=_answer_all, args=[listener], daemon=True).start()
-        status = _reap_until_the_end(process)
-    if status:
-        folder.tell_failure(f"{daemon.program} ended; it said: {_last_words(daemon)}")
-    return status
+        answer_in_threads(listener, partial(_answer, folder))
+        died = _reap_until_the_end(process)
+    if died:
+        folder.tell_failure(f"{daemon.program} {died}; it said: {_last_words(daemon)}")
+    return 1 if died else 0
 
 
 def _prepare(folder: RunFolder, daemon: LibvirtDaemon, capabilities: Path) -> None:
     _raise_loopback()
-    make_read_only(but=(folder.path, capabilities, _SCRATCH))
+    make_read_only(but=(folder.path, capabilities, _SCRATCH, _NETWORK_SETTINGS))
     for path, content in daemon.files().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
@@ -128,63 +130,50 @@ def _accepts(path: Path) -> bool:
     return False
 
 
-def _reap_until_the_end(libvirt: "subprocess.Popen[bytes]") -> int:
-    """Reap orphans until the lifeline ends or libvirt does.
+def _reap_until_the_end(libvirt: "subprocess.Popen[bytes]") -> str:
+    """Reap orphans until the lifeline ends or libvirt does; how libvirt died, empty if it did not.
 
     libvirt waits for a killed QEMU to vanish, so a PID 1 that reaps late makes every end slow.
     """
     wake = wake_on(signal.SIGCHLD)
     while True:
-        if libvirt.pid in _reap_all():
-            return 1
+        if (status := _reap_all().get(libvirt.pid)) is not None:
+            return _how_it_died(os.waitstatus_to_exitcode(status))
         ready, _, _ = select.select([_LIFELINE, wake], [], [])
         if _LIFELINE in ready and not os.read(_LIFELINE, 1):
-            return 0
+            return ""
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 4096)
 
 
-def _reap_all() -> set[int]:
-    gone = set()
+def _reap_all() -> dict[int, int]:
+    """The wait status of each process that has ended, by its number."""
+    gone = {}
     with contextlib.suppress(ChildProcessError):
-        while process := os.waitpid(-1, os.WNOHANG)[0]:
-            gone.add(process)
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            gone[ended[0]] = ended[1]
     return gone
 
 
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    listener.listen(64)
-    return listener
+def _how_it_died(exit_code: int) -> str:
+    return f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with status {exit_code}"
 
 
-def _answer_all(listener: socket.socket) -> None:
-    free = threading.BoundedSemaphore(_MOST_CONVERSATIONS)
-    while True:
-        free.acquire()
-        line, _ = listener.accept()
-        threading.Thread(target=_answer, args=[line, free], daemon=True).start()
+def _answer(folder: RunFolder, line: socket.socket) -> None:
+    match receive(line):
+        case Dial() as dial:
+            dial_for(line, dial)
+        case OpenLan(lan):
+            _start_lan(folder, lan, line)
 
 
-def _answer(line: socket.socket, free: threading.BoundedSemaphore) -> None:
-    """Open a TCP connection inside this network namespace and hand it out."""
-    try:
-        with line, contextlib.suppress(OSError):
-            _dial(line, receive(line))
-    finally:
-        free.release()
-
-
-def _dial(line: socket.socket, request: Dial) -> None:
-    try:
-        connection = socket.create_connection((request.address, request.port), timeout=request.timeout)
-    except OSError as error:
-        answer(line, {"errno": error.errno, "error": str(error)})
-        return
-    with connection:
-        connection.settimeout(None)
-        answer(line, {}, connection.fileno())
+def _start_lan(folder: RunFolder, lan: str, line: socket.socket) -> None:
+    """Start the process of a lan, which talks with its owner by itself, and ends when that one hangs up."""
+    program = [sys.executable, "-P", "-m", "pytest_kvmlab.keeper.lan", str(folder.path), lan]
+    # Not by subprocess, which wants to ask for the status itself: here everything that ends is reaped.
+    os.posix_spawn(
+        sys.executable, program, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, line.fileno(), 0)]
+    )
 
 
 if __name__ == "__main__":

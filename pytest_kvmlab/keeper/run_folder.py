@@ -22,6 +22,8 @@ from pytest_kvmlab.errors import HostError
 _RUN_NAME = re.compile(r"[0-9a-f]{8}")
 _TAIL_BYTES = 2000
 _SHARED = "/var/tmp"  # noqa: S108 - the folder in it is refused if it is anybody else's
+# Of a run: until when it is kept. Of a guest: how it is reached, and which locks its image has.
+KEPT = "kept.json"
 _UNBORN, _GRAVE = ".new-", ".old-"
 
 # The path of a unix socket ends at 107 bytes (unix(7)), and QEMU's monitor is the deepest of ours:
@@ -122,6 +124,10 @@ class RunFolder:
     def guests(self) -> Path:
         """One folder per guest: overlay, sockets, console."""
         return self.path / "guests"
+
+    def lan(self, name: str) -> Path:
+        """The folder of the networks of one use of a lab: socket, leases, logs."""
+        return self.path / f"lan-{name}"
 
     def tell_failure(self, why: str) -> None:
         """Say why there is no private host; what was said first is closest to the cause, and stays."""

@@ -7,17 +7,19 @@ the owner forked may hold the pipe open.
 
 import argparse
 import contextlib
+import fcntl
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_kvmlab.keeper.namespaces import unshare_command
 from pytest_kvmlab.keeper.reap import PRIVATE_HOST, sweep
-from pytest_kvmlab.keeper.run_folder import RunFolder, tail_of
+from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder, tail_of
 from pytest_kvmlab.keeper.wake import wake_on
 
 _LIFELINE = 0  # standard input: the owner's end is Keeper's
@@ -63,10 +65,23 @@ def _keep(folder: RunFolder, owner: int, ended: int, capabilities: Path | None) 
     hosts = [os.pidfd_open(host.pid)] if host else []
     try:
         if kept := _kept_seconds(_last_word(folder, owner, ended, hosts)):
-            folder.write("kept.json", {"until": time.time() + kept})
-            select.select([ended, *hosts], [], [], kept)
+            with _images_of_guests(folder):
+                folder.write(KEPT, {"until": time.time() + kept})
+                select.select([ended, *hosts], [], [], kept)
     finally:
         _end(host)
+
+
+@contextlib.contextmanager
+def _images_of_guests(folder: RunFolder) -> Iterator[None]:
+    """Hold the images that kept guests stand on, as their owner has until it hears that we do (flock(2))."""
+    with contextlib.ExitStack() as held:
+        for guest in sorted(folder.guests.glob(f"*/{KEPT}")):
+            for lock in folder.read(str(guest)).get("locks", ()):
+                with contextlib.suppress(OSError):  # removed by hand, perhaps: the guest is to stay even so
+                    opened = held.enter_context(Path(lock).open("rb"))
+                    fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
 
 
 def _start_private_host(folder: RunFolder, capabilities: Path) -> "subprocess.Popen[bytes]":
@@ -96,7 +111,7 @@ def _last_word(folder: RunFolder, owner: int, ended: int, hosts: list[int]) -> b
         elif owner in ready or ended in ready:
             return b""
         else:
-            folder.tell_failure(tail_of(folder.host_log) or "the private host ended without a word")
+            folder.tell_failure(f"its PID 1 ended; it said: {tail_of(folder.host_log) or 'nothing'}")
             hosts = []
     return said
 

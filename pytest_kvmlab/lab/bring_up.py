@@ -8,11 +8,12 @@ from dataclasses import replace
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.keeper.run_folder import RunFolder
-from pytest_kvmlab.lab.build import Progress
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.hosts import choose_host
-from pytest_kvmlab.lab.run import Run, capabilities_folder, open_run
-from pytest_kvmlab.spec.labfile import LabSpec, boot_order
+from pytest_kvmlab.lab.kept import hand_over
+from pytest_kvmlab.lab.run import capabilities_folder, open_run
+from pytest_kvmlab.progress import Progress
+from pytest_kvmlab.spec.labfile import LabSpec
 from pytest_kvmlab.spec.options import Options
 
 
@@ -41,18 +42,11 @@ def bring_up(lab: LabSpec, options: Options, *, seconds: float, progress: Progre
         kept = replace(options, keep="always")
         run = open_run(kept, choice, keeper.folder, worker="up", journal=Journal(), progress=progress)
         with closing(run):
-            _start_guests(lab, run, progress)
-        keeper.keep(seconds)
+            progress(f"starting {', '.join(lab.guests)}", None)
+            with run.launcher.lab(lab, source=f"lab {lab.name}", witness=_keep):
+                pass
+        hand_over(keeper, seconds)
     return keeper.folder
-
-
-def _start_guests(lab: LabSpec, run: Run, progress: Progress) -> None:
-    names = boot_order(lab)
-    for number, name in enumerate(names):
-        progress(f"starting {name}", number / len(names))
-        keys = lab.guests[name]
-        with run.launcher.guest(name, keys, source=f"guest {name!r} of {lab.path}", witness=_keep):
-            pass
 
 
 def _keep(_guest: Guest, error: BaseException | None) -> bool:

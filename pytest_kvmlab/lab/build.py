@@ -1,37 +1,34 @@
 """From a recipe to an image in the store."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from importlib import resources
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_kvmlab.drivers import cpio, debian, ext4, kernel, qemu_img
-from pytest_kvmlab.errors import ImageError
-from pytest_kvmlab.lab import initramfs
-from pytest_kvmlab.lab.store import Image, Store, record
-from pytest_kvmlab.spec.manifest import DISK, INITRD, KERNEL, Manifest
+from pytest_kvmlab.errors import ConfigError, ImageError
+from pytest_kvmlab.lab.base_image import StartsGuests
+from pytest_kvmlab.lab.blueprint import Blueprint
+from pytest_kvmlab.lab.debian_image import debian_blueprint
+from pytest_kvmlab.lab.initramfs_image import initramfs_blueprint
+from pytest_kvmlab.lab.installing import installer_blueprint
+from pytest_kvmlab.lab.layering import Rescue, layer_blueprint
+from pytest_kvmlab.lab.recipes import recipe_digest, recipes
+from pytest_kvmlab.lab.store import Image, Store
+from pytest_kvmlab.progress import Progress
+from pytest_kvmlab.spec.lock import LockedPackage, parse_lock
+from pytest_kvmlab.spec.manifest import LOCK
 from pytest_kvmlab.spec.names import nearest
-from pytest_kvmlab.spec.recipe import RECIPE_FILE, Recipe, load_recipe
-
-Progress = Callable[[str, float | None], None]
-"""Told what is being done now, and the done share of the whole, 0 to 1, or None if that is unknown."""
-
-# Part of every image's identity: raise it whenever this package builds other bytes of the same recipe.
-BUILDER = 1
-
-
-def recipes() -> dict[str, Path]:
-    """The recipes that come with this package.
-
-    Returns:
-        The folder of each by the name of its image.
-    """
-    shipped = Path(str(resources.files("pytest_kvmlab").joinpath("images")))
-    return {file.parent.name: file.parent for file in sorted(shipped.glob(f"*/{RECIPE_FILE}"))}
+from pytest_kvmlab.spec.recipe import (
+    DebianKeys,
+    InitramfsKeys,
+    InstallerKeys,
+    LayerKeys,
+    Recipe,
+    Suite,
+    load_recipe,
+)
 
 
-def ensure(name: str, store: Store, *, progress: Progress) -> Image:
+def ensure(name: str, store: Store, *, guests: StartsGuests | None = None, progress: Progress) -> Image:
     """Get an image, built now if there is none of the recipe as it is.
 
     An image of the unchanged recipe is used as it is, even if the archive has newer packages by now: that is
@@ -40,6 +37,7 @@ def ensure(name: str, store: Store, *, progress: Progress) -> Image:
     Args:
         name: the image.
         store: where images live.
+        guests: starts guests, where building may need them.
         progress: told what is being done, if something is.
 
     Returns:
@@ -51,24 +49,36 @@ def ensure(name: str, store: Store, *, progress: Progress) -> Image:
         HostError: a program that building needs is missing.
     """
     image, folder = store.find(name), recipes().get(name)
-    if image and (folder is None or image.recipe == recipe_digest(folder)):
+    if image and (folder is None or image.manifest.recipe == recipe_digest(folder)):
         return image
     if folder is None:
-        known = [*recipes(), *(image.name for image in store.images())]
+        known = [*recipes(), *store.names()]
         raise ImageError(
             f"there is no image '{name}'{nearest(name, known)}",
             f"known images: {', '.join(dict.fromkeys(known))}",
             looked_at=[store.root],
         )
-    return build(folder, store, progress=progress)
+    return build(folder, store, guests=guests, progress=progress)
 
 
-def build(recipe_folder: Path, store: Store, *, progress: Progress) -> Image:
-    """Build an image of the newest packages, unless exactly that is there already.
+def build(
+    recipe_folder: Path,
+    store: Store,
+    *,
+    guests: StartsGuests | None = None,
+    rescue: Rescue | None = None,
+    lock: Path | None = None,
+    progress: Progress,
+) -> Image:
+    """Build an image of the packages in its lock, or of the newest, unless exactly that is there already.
 
     Args:
         recipe_folder: the folder of the recipe; its name becomes the image's.
         store: where the image goes.
+        guests: starts guests, where building may need them.
+        rescue: gets the guest in which a recipe's `setup.sh` failed; where that ran without a guest, the
+            terminal gets a shell in its place.
+        lock: names the exact packages; None: `image.lock` in the recipe's folder, if there is one.
         progress: told what is being done.
 
     Returns:
@@ -81,94 +91,83 @@ def build(recipe_folder: Path, store: Store, *, progress: Progress) -> Image:
     """
     recipe = load_recipe(recipe_folder)
     waiting = f"waiting for another process that builds the image {recipe.name}"
-    with store.building(recipe.name, waiting=lambda: progress(waiting, None)) as folder:
-        progress("asking apt for package versions", 0.0)
-        packages = debian.resolve([debian.kernel_package(recipe.keys.kernel), *recipe.keys.packages])
-        there = store.intact(_identity(recipe, packages))
+    with ExitStack() as held, store.building(recipe.name, waiting=lambda: progress(waiting, None)) as folder:
+        blueprint = _Builder(store, guests, rescue, lock, progress, held).blueprint(recipe)
+        there = store.intact(blueprint.identity)
         if there:
             store.name(there)
             return there
-        return _build(recipe, packages, folder, store, progress)
+        image = folder / "image"
+        image.mkdir()
+        return store.publish(image, blueprint.make(folder))
 
 
-def recipe_digest(folder: Path) -> str:
-    """Say which recipe this is.
+@dataclass(frozen=True)
+class _Builder:
+    """What building an image may need.
 
-    Args:
-        folder: the folder of a recipe.
-
-    Returns:
-        A hexadecimal digest of its files and of the builder's format.
+    Attributes:
+        store: where images below it come from.
+        guests: starts guests.
+        rescue: gets the guest in which a `setup.sh` failed.
+        lock: names the exact packages.
+        progress: told what is being done.
+        held: locks to be held until the image is in its place.
     """
-    digests = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in _recipe_files(folder)}
-    return _digest(json.dumps([BUILDER, digests], sort_keys=True).encode())
 
+    store: Store
+    guests: StartsGuests | None
+    rescue: Rescue | None
+    lock: Path | None
+    progress: Progress
+    held: ExitStack
 
-def _recipe_files(folder: Path) -> list[Path]:
-    """Leaves out what editors leave behind."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith("~")]
+    def blueprint(self, recipe: Recipe) -> Blueprint:
+        match recipe.keys:
+            case InitramfsKeys() as keys:
+                return initramfs_blueprint(recipe, keys, self.progress)
+            case DebianKeys() as keys:
+                parent = None if isinstance(keys.origin, Suite) else self._origin(recipe, keys.origin)
+                return debian_blueprint(
+                    recipe,
+                    keys,
+                    parent,
+                    self.store,
+                    locked=self._locked(recipe),
+                    shell_on_failure=self.rescue is not None,
+                    progress=self.progress,
+                )
+            case InstallerKeys() as keys:
+                return installer_blueprint(recipe, keys, self._guests(recipe), self.progress)
+            case LayerKeys() as keys:
+                parent = self._origin(recipe, keys.origin)
+                guests = self._guests(recipe)
+                return layer_blueprint(
+                    recipe, keys, parent, guests, progress=self.progress, rescue=self.rescue
+                )
 
+    def _locked(self, recipe: Recipe) -> tuple[LockedPackage, ...] | None:
+        """The exact packages that somebody wrote down, if somebody did."""
+        file = self.lock or recipe.folder / LOCK
+        if self.lock is None and not file.exists():
+            return None
+        try:
+            return parse_lock(file.read_bytes(), source=str(file))
+        except OSError as error:
+            raise ConfigError(f"the lock {file} cannot be read: {error.strerror}") from error
 
-def _identity(recipe: Recipe, packages: Sequence[debian.Package]) -> str:
-    exact = [(package.name, package.version, package.sha256) for package in packages]
-    return _digest(json.dumps([recipe.name, recipe_digest(recipe.folder), exact]).encode())
+    def _origin(self, recipe: Recipe, name: str) -> Image:
+        """The image that another one grows from, which nobody removes meanwhile."""
+        if name == recipe.name:
+            raise ConfigError(f"the image '{name}' cannot grow from itself", "correct 'from' in its recipe")
+        image = ensure(name, self.store, guests=self.guests, progress=self.progress)
+        self.held.enter_context(image.lock_shared())
+        return image
 
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _build(
-    recipe: Recipe, packages: Sequence[debian.Package], folder: Path, store: Store, progress: Progress
-) -> Image:
-    image = folder / "image"
-    image.mkdir()
-    root = _packages_root(packages, folder, progress)
-    release = _kernel_release(root)
-    progress("unpacking the kernel", 0.7)
-    boot_image = (root / "boot" / f"vmlinuz-{release}").read_bytes()
-    (image / KERNEL).write_bytes(kernel.uncompressed(boot_image))
-    progress("writing the initramfs", 0.8)
-    cpio.write(initramfs.entries(recipe, root, release), image / INITRD)
-    progress("making the data disk", 0.9)
-    _make_disk(recipe, folder / "data.raw", image / DISK)
-    return store.publish(image, _manifest(recipe, packages, release, image))
-
-
-def _packages_root(packages: Sequence[debian.Package], folder: Path, progress: Progress) -> Path:
-    downloads, root = folder / "downloads", folder / "packages"
-    downloads.mkdir()
-    root.mkdir()
-    megabytes = sum(package.size for package in packages) / 1e6
-    progress(f"downloading {len(packages)} packages, {megabytes:.0f} MB", 0.1)
-    debian.download(packages, downloads)
-    for package in packages:
-        progress(f"unpacking {package.name}", 0.4)
-        debian.unpack(downloads / package.file, root)
-    return root
-
-
-def _kernel_release(root: Path) -> str:
-    kernels = sorted(path.name.removeprefix("vmlinuz-") for path in root.glob("boot/vmlinuz-*"))
-    if len(kernels) != 1:
-        raise ImageError(f"the packages have {len(kernels)} kernels, not one", looked_at=[root / "boot"])
-    return kernels[0]
-
-
-def _make_disk(recipe: Recipe, raw: Path, disk: Path) -> None:
-    ext4.make(raw, recipe.keys.data.size, recipe.keys.data.label)
-    qemu_img.convert(raw, "raw", disk, "qcow2")
-
-
-def _manifest(recipe: Recipe, packages: Sequence[debian.Package], release: str, image: Path) -> Manifest:
-    return Manifest(
-        name=recipe.name,
-        identity=_identity(recipe, packages),
-        recipe=recipe_digest(recipe.folder),
-        packages={package.name: package.version for package in packages},
-        kernel_version=release,
-        files={KERNEL: record(image / KERNEL), INITRD: record(image / INITRD), DISK: record(image / DISK)},
-        cmdline=recipe.keys.boot.cmdline,
-        disk_format="qcow2",
-        guest=recipe.guest,
-    )
+    def _guests(self, recipe: Recipe) -> StartsGuests:
+        if self.guests is None:
+            raise ImageError(
+                f"building the image '{recipe.name}' needs a guest, and there is nothing here to start one",
+                f"kvmlab image build {recipe.name}",
+            )
+        return self.guests

@@ -59,7 +59,7 @@ def asked_disk(disk: DiskKeys, path: Path) -> OwnDisk:
         return OwnDisk(DiskFile(path, "qcow2"), partial(qemu_img.create_blank, path, disk.size or 0))
     # What is said to be raw is not looked into: a guest may have written a header there.
     if disk.format == "raw":
-        return overlay(DiskFile(disk.file, "raw"), path)
+        return overlay(DiskFile(disk.file, "raw", device=disk.file.is_block_device()), path)
     if qemu_img.inspect_untrusted(disk.file) != "qcow2":
         raise ImageError(f"the disk {disk.file} is no qcow2 image", 'if it is a raw one, say format = "raw"')
     return overlay(DiskFile(disk.file, "qcow2"), path)

@@ -1,16 +1,18 @@
 """A guest and its verbs: commands, conditions and power come from the modules of these names."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvmlab.drivers.relay import Relay
 from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.drivers.testinfra import testinfra_host
-from pytest_kvmlab.errors import HostError, TeardownError
+from pytest_kvmlab.errors import ConfigError, HostError, TeardownError
 from pytest_kvmlab.lab.commands import COMMAND_SECONDS
 from pytest_kvmlab.lab.machine import Machine
 from pytest_kvmlab.lab.power import Power
+from pytest_kvmlab.lab.store import Image
 from pytest_kvmlab.plan.keyboard import key_codes
 from pytest_kvmlab.spec.resolved import GuestSpec
 
@@ -40,10 +42,12 @@ class Guest(Power):
         image_identity: str,
         kernel: str,
         timeout_scale: float,
+        save: Callable[..., Image] | None,
     ) -> None:
         super().__init__(machine, spec, ssh, timeout_scale=timeout_scale)
         self.image_identity = image_identity
         self.kernel = kernel
+        self._save = save
         self._relays: dict[int, Relay] = {}
 
     def __repr__(self) -> str:
@@ -114,6 +118,27 @@ class Guest(Power):
         """
         for codes in [key_codes(combination) for combination in combinations]:
             self.machine.domain.send_keys(codes, hold=hold)
+
+    def save_image(self, name: str, *, replace: bool = False) -> str:
+        """Make an image of the first disk of a guest that is off, for other guests to start from.
+
+        Args:
+            name: what the new image is called.
+            replace: also if another image has this name.
+
+        Returns:
+            The new image's SHA-256, which is the `image_identity` of its guests.
+
+        Raises:
+            ConfigError: the guest is on, or has no disk of an image.
+            ImageError: the name is taken, the disk stands on a file that is no image of the store, or the
+                store cannot be written to.
+        """
+        if self.machine.is_on:
+            raise ConfigError(f"{self.name} is on, so its disk is in motion", "guest.shutdown() comes first")
+        if self._save is None:
+            raise ConfigError(f"{self.name} has no disk of an image")
+        return self._save(name, replace=replace).sha256
 
     def timings(self) -> dict[str, float]:
         """How long each phase of this guest took, in seconds; of a phase that came twice, the last time."""

@@ -1,21 +1,26 @@
 """Where guests run: a private libvirt host, the embedded driver, or a libvirt that is there already."""
 
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pytest_kvmlab.checks import NEEDED_FOR_EMBED, NEEDED_FOR_PRIVATE_HOST, Check, examine
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.libvirt import Connection
-from pytest_kvmlab.errors import ConfigError, HostError
+from pytest_kvmlab.errors import ConfigError, GuestError, HostError
 from pytest_kvmlab.keeper.client import dial
 from pytest_kvmlab.keeper.daemon import embedded_files, share_capabilities
 from pytest_kvmlab.keeper.run_folder import RunFolder, is_alive, tail_of
 from pytest_kvmlab.lab.waits import until
 
 _START_SECONDS = 60.0
+_REASON_SECONDS = 2.0
+_SYSTEM = "/system"  # the path in a URI of a libvirt that serves the whole machine (libvirt.org/uri.html)
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,24 @@ class Host:
     dial: Callable[[str, int, float], socket.socket]
 
     @property
+    def own(self) -> bool:
+        """Whether this libvirt is the run's own, so that everything it keeps goes with the run."""
+        return self.choice.kind in ("private", "embed")
+
+    @property
     def autodestroy(self) -> bool:
         """Whether guests can be tied to this connection; the embedded driver cannot."""
         return self.choice.kind != "embed"
+
+    @property
+    def qemu_user(self) -> str | None:
+        """Whom QEMU has to be told to run as, `+UID:+GID`; None where it runs as this process's user anyway.
+
+        A libvirt for the whole machine gives QEMU a user of its own (libvirt.org/drvqemu.html), who may not
+        look into the folder of a run.
+        """
+        shared = urlsplit(self.choice.kind).path == _SYSTEM
+        return f"+{os.geteuid()}:+{os.getegid()}" if shared else None
 
     def close(self) -> None:
         """Close the connection."""
@@ -119,7 +139,8 @@ def open_host(choice: HostChoice, folder: RunFolder, *, worker: str, capabilitie
         return Host(choice, folder, _connect_private(folder), _dial_inside(folder))
     if choice.kind == "embed":
         return Host(choice, folder, _connect_embedded(folder, worker, capabilities), _dial_here)
-    return Host(choice, folder, Connection(choice.kind), _dial_here)
+    connection = Connection(choice.kind, lost=partial(_shared_host_lost, choice.kind))
+    return Host(choice, folder, connection, _dial_here)
 
 
 def _connect_private(folder: RunFolder) -> Connection:
@@ -128,7 +149,7 @@ def _connect_private(folder: RunFolder) -> Connection:
         raise _private_failure(folder, f"no answer within {_START_SECONDS:.0f} s")
     try:
         if uri := folder.read("host.json").get("uri"):
-            return Connection(str(uri))
+            return Connection(str(uri), lost=partial(_private_host_lost, folder))
     except HostError as error:
         raise _private_failure(folder, error.message) from error
     raise _private_failure(folder, "its keeper ended without a word")
@@ -149,8 +170,44 @@ def _private_failure(folder: RunFolder, otherwise: str) -> HostError:
     )
 
 
+def _private_host_lost(folder: RunFolder) -> GuestError:
+    """What to say of the guests of a private host that ended under them."""
+    until(lambda: folder.failure_file.exists() or not is_alive(folder) or None, Deadline(_REASON_SECONDS))
+    return GuestError(
+        f"the private libvirt host of run {folder.run} ended, and its guests with it: {_why_lost(folder)}",
+        "run the tests again; if nobody ended it on purpose, look for the out-of-memory killer: dmesg",
+        phase="host",
+    )
+
+
+def _why_lost(folder: RunFolder) -> str:
+    """Its own last words, or else what the absence of any tells."""
+    if said := tail_of(folder.failure_file):
+        return said
+    if not folder.path.exists():
+        return "the run was ended from outside, as kvmlab reap and a signal to its keeper do"
+    if not is_alive(folder):
+        keeper = folder.read("keeper.json").get("pid", "unknown")
+        return f"its keeper (process {keeper}) was killed. {tail_of(folder.keeper_log)}".rstrip()
+    return "it left no reason"
+
+
+def _shared_host_lost(uri: str) -> GuestError:
+    return GuestError(
+        f"the libvirt at {uri} hung up",
+        "was it restarted meanwhile? journalctl --unit=libvirtd tells; then run the tests again",
+        phase="host",
+    )
+
+
 def _dial_inside(folder: RunFolder) -> Callable[[str, int, float], socket.socket]:
-    return lambda address, port, seconds: dial(folder, address, port, timeout=seconds)
+    def dial_inside(address: str, port: int, seconds: float) -> socket.socket:
+        try:
+            return dial(folder, address, port, timeout=seconds)
+        except HostError as error:
+            raise _private_host_lost(folder) from error
+
+    return dial_inside
 
 
 def _dial_here(address: str, port: int, seconds: float) -> socket.socket:

@@ -1,35 +1,20 @@
-"""From the name of an image to the files that a guest boots from."""
+"""From the name of an image to what a guest boots from."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_kvmlab.drivers import qemu_img
 from pytest_kvmlab.errors import ConfigError
-from pytest_kvmlab.lab.build import Progress, ensure, recipes
+from pytest_kvmlab.lab.base_image import BaseImage, StartsGuests, base_image
+from pytest_kvmlab.lab.build import ensure
+from pytest_kvmlab.lab.copies import save_disk
+from pytest_kvmlab.lab.recipes import recipes
 from pytest_kvmlab.lab.store import Image, Store
 from pytest_kvmlab.plan.guest import BootSource, DiskFile
-from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.names import nearest
-from pytest_kvmlab.spec.validation import validate
-
-
-@dataclass(frozen=True)
-class BaseImage:
-    """What guests of one image have in common; none of its files is ever written to.
-
-    Attributes:
-        identity: the SHA-256 of the stored image, or the path of the file that is used in place of its disk.
-        keys: what the image says about its guests.
-        boot: its kernel, and its disk, of which guests get overlays.
-        kernel_version: of that kernel.
-    """
-
-    identity: str
-    keys: GuestKeys
-    boot: BootSource
-    kernel_version: str
 
 
 class Images:
@@ -52,34 +37,39 @@ class Images:
             _check_known(name, store)
 
     @contextmanager
-    def use(self, name: str) -> Iterator[BaseImage]:
+    def use(self, name: str, *, guests: StartsGuests | None = None) -> Iterator[BaseImage]:
         """Get an image that nobody removes meanwhile, built now if need be.
 
         Args:
             name: the image.
+            guests: starts guests, where building may need them.
 
         Raises:
             ImageError: there is no such image, it cannot be built, or its candidate is no sound disk.
         """
-        image = ensure(name, self._store, progress=self._progress)
+        image = ensure(name, self._store, guests=guests, progress=self._progress)
         with image.lock_shared():
             yield self._with_candidate(image)
 
+    def save(self, disk: Path, name: str, *, replace: bool = False) -> Image:
+        """Make an image of the disk of a guest that is off: `pytest_kvmlab.lab.copies.save_disk`."""
+        return save_disk(disk, name, self._store, replace=replace, progress=self._progress)
+
     def _with_candidate(self, image: Image) -> BaseImage:
-        keys = validate(GuestKeys, image.guest, source=f"image '{image.name}'")
-        candidate = self._candidates.get(image.name)
+        base, candidate = base_image(image), self._candidates.get(image.name)
         if candidate is None:
-            identity, disk = image.sha256, DiskFile(image.disk, image.disk_format)
-        else:
-            identity = str(candidate)
-            disk = DiskFile(candidate.absolute(), qemu_img.inspect_untrusted(candidate))
-        boot = BootSource(disk, image.kernel, image.initrd, image.cmdline)
-        return BaseImage(identity, keys, boot, image.kernel_version)
+            return base
+        disk = DiskFile(
+            candidate.absolute(), qemu_img.inspect_untrusted(candidate), device=candidate.is_block_device()
+        )
+        # A disk that boots by itself brings its own kernel: the image's would not find its modules there.
+        boot = BootSource(disk) if image.manifest.disk_boots else replace(base.boot, disk=disk)
+        return replace(base, identity=str(candidate), boot=boot)
 
 
 def _check_known(name: str, store: Store) -> None:
     """A candidate for a misspelt name would leave the tests on the old image without a word."""
-    known = {*recipes(), *(image.name for image in store.images())}
+    known = {*recipes(), *store.names()}
     if name not in known:
         raise ConfigError(
             f"--kvm-image: there is no image '{name}' to use a file in place of{nearest(name, known)}",

@@ -1,12 +1,12 @@
 """What the root file system of an initramfs image holds: packages' files, modules, and the recipe's own."""
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_kvmlab.drivers import busybox, cpio, kernel
 from pytest_kvmlab.errors import ImageError
-from pytest_kvmlab.spec.recipe import Recipe
+from pytest_kvmlab.spec.recipe import FirstRoot
 
 # Some releases of Debian pack bin/x and some usr/bin/x, to be installed where the one is a link to the other
 _MERGED = {name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")}
@@ -16,11 +16,12 @@ _FOLDERS = ("proc", "sys", "dev", "run", "mnt", "data", "var/log", "etc")
 _OWN_FILES = "root"
 
 
-def entries(recipe: Recipe, packages_root: Path, release: str) -> list[cpio.Entry]:
+def entries(recipe_folder: Path, keys: FirstRoot, packages_root: Path, release: str) -> list[cpio.Entry]:
     """Choose everything that goes into the archive.
 
     Args:
-        recipe: names the files and modules, and has files of its own in its folder `root`.
+        recipe_folder: has files of its own in its folder `root`.
+        keys: names the files and modules.
         packages_root: the unpacked packages, with the links .
         release: the kernel's release, as in `uname -r`.
 
@@ -33,9 +34,9 @@ def entries(recipe: Recipe, packages_root: Path, release: str) -> list[cpio.Entr
     return [
         *_folders(),
         *_applets(packages_root),
-        *(entry for pattern in recipe.keys.files for entry in _packaged_files(packages_root, pattern)),
-        *_modules(recipe, packages_root, release),
-        *_own_files(recipe.folder),
+        *(entry for pattern in keys.files for entry in _packaged_files(packages_root, pattern)),
+        *_modules(keys.modules, packages_root, release),
+        *_own_files(recipe_folder),
     ]
 
 
@@ -77,9 +78,9 @@ def _packaged(path: Path, name: str) -> cpio.Entry:
     return cpio.file(name, path.read_bytes(), executable=bool(path.stat().st_mode & stat.S_IXUSR))
 
 
-def _modules(recipe: Recipe, packages_root: Path, release: str) -> Iterator[cpio.Entry]:
+def _modules(names: Sequence[str], packages_root: Path, release: str) -> Iterator[cpio.Entry]:
     folder = f"usr/lib/modules/{release}"
-    modules = kernel.with_dependencies(recipe.keys.modules, _matching(packages_root, folder)[0])
+    modules = kernel.with_dependencies(names, _matching(packages_root, folder)[0])
     for module in modules:
         yield cpio.file(f"{folder}/{module.path}", module.content)
     for name, content in kernel.index(modules).items():

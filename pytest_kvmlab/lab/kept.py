@@ -1,27 +1,32 @@
 """Guests that stay after their run: what is written down so that another process finds its way in."""
 
+import contextlib
 import json
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.drivers.ssh_login import Login
 from pytest_kvmlab.errors import ConfigError, GuestError
-from pytest_kvmlab.keeper.client import dial
-from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.keeper.client import Keeper, dial
+from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.machine import SSH_PORT, connect_serial
+from pytest_kvmlab.lab.waits import until
 
 KEPT_SECONDS = 8 * 3600.0
-RECORD = "kept.json"
+RECORD = KEPT
+_HAND_OVER_SECONDS = 10.0
+GUEST_DISK = "disk.qcow2"
 _LOOPBACK = "127.0.0.1"
 
 
-def leave(guest: Guest, source: str) -> None:
+def leave(guest: Guest, source: str, locks: Sequence[Path] = ()) -> None:
     """Let go of a guest and write down how it is reached; the run's keeper has it from now on.
 
     The private key of its login lies beside the record already, readable by its owner only; a password is
@@ -30,6 +35,7 @@ def leave(guest: Guest, source: str) -> None:
     Args:
         guest: a guest that is switched on.
         source: the test or lab that it is of, for whoever finds it later.
+        locks: those of its image, for the keeper to hold.
     """
     folder, channel = guest.machine.folder, _proved_channel(guest)
     if channel == "ssh":
@@ -44,9 +50,24 @@ def leave(guest: Guest, source: str) -> None:
         "channel": channel,
         "host_key": guest.host_key,
         "ports": guest.machine.forwarded,
+        "locks": [str(lock) for lock in locks],
     }
     guest.let_go()
     (folder / RECORD).write_text(json.dumps(record, indent=1))
+
+
+def hand_over(keeper: Keeper, seconds: float) -> None:
+    """Leave a run to its keeper, and wait until it holds the images of the guests that were left.
+
+    Args:
+        keeper: the run's.
+        seconds: after which it ends them.
+
+    Raises:
+        HostError: the keeper is gone, and with it what was to be kept.
+    """
+    keeper.keep(seconds)
+    until(lambda: keeper.folder.read(KEPT) or None, Deadline(_HAND_OVER_SECONDS))
 
 
 def _proved_channel(guest: Guest) -> str:
@@ -101,6 +122,23 @@ def ssh_to(run: RunFolder, folder: Path, *, ask_password: Callable[[], str]) -> 
     return SshChannel(
         record["name"], partial(_dial, run, port), login, host_key=record["host_key"] or "learn"
     )
+
+
+def disk_of(folder: Path) -> Path:
+    """The first disk of a kept guest that is off.
+
+    Args:
+        folder: the guest's folder.
+
+    Raises:
+        ConfigError: the guest is on, or has no disk.
+    """
+    name, disk = record_of(folder)["name"], folder / GUEST_DISK
+    if not disk.exists():
+        raise ConfigError(f"{name} has no disk of an image")
+    with contextlib.suppress(OSError), connect_serial(folder / "serial.sock"):
+        raise ConfigError(f"{name} is on, so its disk is in motion", "in its shell: poweroff")
+    return disk
 
 
 def serial_of(folder: Path) -> socket.socket:

@@ -2,8 +2,8 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,22 @@ from pytest_kvmlab.drivers.ssh_keys import KeyPair, generate_key_pair
 from pytest_kvmlab.drivers.ssh_login import Login
 from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.journal import Journal
+from pytest_kvmlab.lab.base_image import BaseImage
+from pytest_kvmlab.lab.boot import boot_all
 from pytest_kvmlab.lab.disks import OwnDisk, asked_disk, overlay
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.hosts import Host
-from pytest_kvmlab.lab.images import BaseImage, Images
-from pytest_kvmlab.lab.kept import leave
+from pytest_kvmlab.lab.images import Images
+from pytest_kvmlab.lab.kept import GUEST_DISK, leave
+from pytest_kvmlab.lab.lab import Lab
 from pytest_kvmlab.lab.machine import SSH_PORT, Machine
+from pytest_kvmlab.lab.seed import Seed, write_seed
+from pytest_kvmlab.lab.wiring import NO_WIRING, Wiring, wired
 from pytest_kvmlab.plan.domain_xml import domain_xml
-from pytest_kvmlab.plan.guest import Accel, RunFacts, UefiFiles, UefiPlan, plan_guest
+from pytest_kvmlab.plan.guest import Accel, GuestPlan, RunFacts, UefiFiles, plan_guest
 from pytest_kvmlab.spec.access import GeneratedHostKey, LearnedHostKey, PinnedHostKey
 from pytest_kvmlab.spec.guest import GuestKeys, merge
+from pytest_kvmlab.spec.labfile import LabSpec
 from pytest_kvmlab.spec.resolved import GuestSpec, resolve_guest
 
 _BOOT_SECONDS = 60.0
@@ -65,13 +71,21 @@ class Launcher:
 
     @contextmanager
     def guest(
-        self, name: str, keys: GuestKeys, *, source: str, witness: Witness, timeout: float = _BOOT_SECONDS
+        self,
+        name: str,
+        keys: GuestKeys,
+        *,
+        lab: LabSpec | None = None,
+        source: str,
+        witness: Witness,
+        timeout: float = _BOOT_SECONDS,
     ) -> Iterator[Guest]:
         """Run a guest as long as the context lasts.
 
         Args:
             name: the guest's name in its lab.
             keys: what the mark and the lab file say, merged.
+            lab: the lab that it is of; its networks are made, its other guests are not started.
             source: the guest as the reader knows it, for messages.
             witness: told before the guest ends, and also if it never got ready.
             timeout: seconds until the guest must be ready.
@@ -85,19 +99,82 @@ class Launcher:
             HostError: this machine lacks something.
             GuestError: the guest does not get ready; the message says how far it came.
         """
-        if keys.image is None:
-            raise ConfigError(f"{source}: no image is named", 'name one: kvm(image="micro")')
         with ExitStack() as undo:
-            image = undo.enter_context(self.images.use(keys.image))
-            spec = resolve_guest(merge(keys, image.keys), source=source)
+            wiring = undo.enter_context(self._wired(lab, {name: keys}, source)) if lab else NO_WIRING
+            guest = undo.enter_context(self._made(name, keys, wiring, source=source, witness=witness))
+            guest.start(timeout=timeout)
+            yield guest
+
+    @contextmanager
+    def lab(
+        self, lab: LabSpec, *, source: str, witness: Witness, timeout: float = _BOOT_SECONDS
+    ) -> Iterator[Lab]:
+        """Run all guests of a lab as long as the context lasts.
+
+        Args:
+            lab: the lab.
+            source: who asks, for messages.
+            witness: told of each guest before it ends, and also if it never got ready.
+            timeout: seconds that each guest has to get ready.
+
+        Yields:
+            The lab, all its guests ready.
+
+        Raises:
+            ConfigError: the keys of a guest do not fit together.
+            ImageError: an image cannot be used.
+            HostError: this machine lacks something.
+            GuestError: a guest does not get ready; the message says how far it came.
+        """
+        with ExitStack() as undo:
+            wiring = undo.enter_context(self._wired(lab, {}, source))
+            guests = {
+                name: undo.enter_context(
+                    self._made(name, keys, wiring, source=f"{source}: guest '{name}'", witness=witness)
+                )
+                for name, keys in lab.guests.items()
+            }
+            boot_all(guests, {name: keys.after for name, keys in lab.guests.items()}, timeout=timeout)
+            yield Lab(lab, guests, wiring)
+
+    @contextmanager
+    def start(
+        self, name: str, keys: GuestKeys, image: BaseImage, *, source: str, timeout: float
+    ) -> Iterator[Guest]:
+        """Run a guest for a builder: `pytest_kvmlab.lab.base_image.StartsGuests`."""
+        with self._made(name, keys, NO_WIRING, source=source, witness=_ignore, image=image) as guest:
+            guest.start(timeout=timeout)
+            yield guest
+
+    def _wired(
+        self, lab: LabSpec, nearer: Mapping[str, GuestKeys], source: str
+    ) -> AbstractContextManager[Wiring]:
+        """The networks of a lab; its guests have the cards of its file, unless something nearer has a say."""
+        cards = {name: nearer.get(name, keys).networks or () for name, keys in lab.guests.items()}
+        return wired(self.host, self.worker, lab.networks, cards, source=source)
+
+    @contextmanager
+    def _made(
+        self,
+        name: str,
+        keys: GuestKeys,
+        wiring: Wiring,
+        *,
+        source: str,
+        witness: Witness,
+        image: BaseImage | None = None,
+    ) -> Iterator[Guest]:
+        """A guest that is not switched on yet, and is switched off at the end, unless it is to stay."""
+        with ExitStack() as undo:
+            image = image or undo.enter_context(self._image(keys, source))
+            spec = resolve_guest(merge(keys, image.keys), source=source, networks=wiring.networks)
             _require(spec)
             folder = self._new_folder(name)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            guest = self._make(name, spec, image, folder)
+            guest = self._make(name, spec, image, wiring, folder)
             undo.callback(guest.close)
             kept = False
             try:
-                guest.start(timeout=timeout)
                 yield guest
                 kept = witness(guest, None)
             except BaseException as error:
@@ -105,9 +182,15 @@ class Launcher:
                 raise
             finally:
                 if kept and guest.machine.is_on:
-                    leave(guest, source)
-                    # Held until this process ends: the image's lock, which the keeper cannot take over.
+                    leave(guest, source, image.locks)
+                    wiring.keep()
+                    # Held until the keeper has taken over: the locks of the image.
                     self._left.append(undo.pop_all())
+
+    def _image(self, keys: GuestKeys, source: str) -> AbstractContextManager[BaseImage]:
+        if keys.image is None:
+            raise ConfigError(f"{source}: no image is named", 'name one: kvm(image="micro")')
+        return self.images.use(keys.image, guests=self)
 
     def _new_folder(self, name: str) -> Path:
         """A folder for one guest, whose name no other guest of the run has."""
@@ -115,9 +198,11 @@ class Launcher:
         folder.mkdir()
         return folder
 
-    def _make(self, name: str, spec: GuestSpec, image: BaseImage, folder: Path) -> Guest:
+    def _make(
+        self, name: str, spec: GuestSpec, image: BaseImage, wiring: Wiring, folder: Path
+    ) -> Guest:
         access = _Access.of(spec, folder)
-        boot = [overlay(image.boot.disk, folder / "disk.qcow2")] if image.boot.disk else []
+        boot = [overlay(image.boot.disk, folder / GUEST_DISK)] if image.boot.disk else []
         more = [asked_disk(disk, folder / f"disk{number}.qcow2") for number, disk in enumerate(spec.disks, 1)]
         facts = RunFacts(
             run_id=self.host.folder.run,
@@ -126,16 +211,23 @@ class Launcher:
             accel=self.accel,
             folder=folder,
             disks=tuple(disk.file for disk in more),
+            cards=wiring.cards(name, spec.networks),
+            seed=folder / "seed.img" if spec.seed else None,
             fw_cfg=access.files,
             uefi=_uefi_files(),
+            qemu_user=self.host.qemu_user,
+            keeps_tpm=self.host.own,
         )
         plan = plan_guest(spec, replace(image.boot, disk=boot[0].file if boot else None), facts)
         (folder / "domain.xml").write_text(domain_xml(plan))
-        renew = partial(_renew, [*boot, *more], plan.uefi)
+        if facts.seed:
+            write_seed(facts.seed, access.seed(str(plan.uuid), name))
+        renew = partial(_renew, [*boot, *more], plan, self.host.folder.path)
         renew()
         # Names of guests come again in other tests: the journal of a guest has the events of no other.
         journal = Journal(listeners=[self.journal.add])
-        machine = Machine(name, self.host, plan, renew, journal, self.host.autodestroy and not self.keep)
+        autodestroy = self.host.autodestroy and not self.keep
+        machine = Machine(name, self.host, plan, renew, journal, autodestroy, wiring.dial(name))
         ssh = SshChannel(
             name, partial(machine.dial_greeter, SSH_PORT), access.login, host_key=access.host_key
         )
@@ -144,17 +236,26 @@ class Launcher:
             spec,
             ssh,
             image_identity=image.identity,
-            kernel=str(spec.kernel or image.kernel_version),
+            kernel=str(spec.kernel or image.kernel_version or ""),
             timeout_scale=self.timeout_scale,
+            save=partial(self.images.save, boot[0].file.path) if boot else None,
         )
 
 
-def _renew(disks: Sequence[OwnDisk], uefi: UefiPlan | None) -> None:
-    """Make all that a guest writes to as new; libvirt copies the firmware's variables if there are none."""
+def _ignore(*_: object) -> bool:
+    """The guest of a builder is nobody's evidence, and is not kept."""
+    return False
+
+
+def _renew(disks: Sequence[OwnDisk], plan: GuestPlan, run: Path) -> None:
+    """Make all that a guest writes to as new; libvirt makes firmware variables and a TPM's state anew."""
     for disk in disks:
         disk.renew()
-    if uefi:
-        uefi.vars.unlink(missing_ok=True)
+    if plan.uefi:
+        plan.uefi.vars.unlink(missing_ok=True)
+    if plan.tpm:
+        for state in run.glob(f"**/swtpm/{plan.uuid}"):
+            shutil.rmtree(state)
 
 
 def _require(spec: GuestSpec) -> None:
@@ -173,6 +274,7 @@ class _Access:
 
     login: Login
     host_key: str
+    host: KeyPair | None
     files: dict[str, Path]
 
     @classmethod
@@ -185,15 +287,20 @@ class _Access:
         own, host = generate_key_pair(), generate_key_pair("host")
         own.save(folder / "id_ed25519")
         files = {"opt/org.kvmlab/authorized_keys": _written(folder / "authorized_keys", own.public)}
+        login = _login(spec, own)
         match spec.host_key:
             case GeneratedHostKey():
                 files["opt/org.kvmlab/host_key"] = _saved(host, folder / "host_key")
-                expected = host.public
+                return cls(login, host.public, host, files)
             case LearnedHostKey():
-                expected = LEARN
+                return cls(login, LEARN, None, files)
             case PinnedHostKey(line):
-                expected = line
-        return cls(_login(spec, own), expected, files)
+                return cls(login, line, None, files)
+
+    def seed(self, instance: str, hostname: str) -> Seed:
+        """The same for a guest that asks cloud-init; a key that is pinned must not be replaced by it."""
+        pinned = self.host is None and self.host_key != LEARN
+        return Seed(instance, hostname, self.login, self.host, keep_host_keys=pinned)
 
 
 def _login(spec: GuestSpec, own: KeyPair) -> Login:

@@ -2,8 +2,8 @@
 
 import re
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ _LOOPBACK = "127.0.0.1"
 # A guest that starts over this often without once answering will not stop doing so.
 _REBOOTS_THAT_MAKE_A_LOOP = 3
 _SILENCE_THAT_MEANS_OPEN = 1.0
+_SERIAL_SECONDS = 10.0
 _TAIL_LINES = 20
 _PANIC_LINES = 100
 # Early in the boot there is no driver yet through which a kernel could tell QEMU; the text is all there is.
@@ -54,6 +55,8 @@ class Machine:
         renew: makes everything that it writes to as it was before it was first switched on.
         journal: where its events go.
         autodestroy: whether it ends with this process's connection.
+        wired: opens a connection to one of its ports by way of its lab's networks; None if its first card is
+            in user mode.
         forwarded: the loopback port of the host for each port of the guest that was asked for.
     """
 
@@ -63,6 +66,7 @@ class Machine:
     renew: Callable[[], None]
     journal: Journal
     autodestroy: bool
+    wired: Callable[[int, float], socket.socket] | None = None
     forwarded: dict[int, int] = field(default_factory=dict)
     _domain: Domain | None = None
     _console: ConsoleReader | None = None
@@ -153,12 +157,13 @@ class Machine:
                 raise self._not_created(error.message, error.hint) from error
             except OSError as error:
                 self.power_off()
-                raise self._not_created(f"its serial line: {error.strerror}", "") from error
+                raise self._not_created(f"its serial line: {error.strerror or error}", "") from error
 
     def _create(self) -> None:
-        self._domain = self.host.connection.create(domain_xml(self.plan), autodestroy=self.autodestroy)
-        self._reboots_seen = self._domain.reboots
-        self._console = ConsoleReader(connect_serial(self.plan.serial_socket), self.console_log)
+        with _serial_line(self.plan) as line:
+            self._domain = self.host.connection.create(domain_xml(self.plan), autodestroy=self.autodestroy)
+            self._reboots_seen = self._domain.reboots
+            self._console = ConsoleReader(line(), self.console_log)
         self._serial = SerialConsole(self._console)
         self._domain.resume()
 
@@ -210,6 +215,8 @@ class Machine:
             OSError: nobody accepts in time.
             GuestError: the guest has no network card.
         """
+        if self.wired:
+            return self.wired(port, seconds)
         return self.host.dial(_LOOPBACK, self.forwarded_port(port), seconds)
 
     def dial_greeter(self, port: int, seconds: float) -> socket.socket:
@@ -272,6 +279,19 @@ class Machine:
         lines = self.console.tail(_PANIC_LINES)
         start = next((number for number, line in enumerate(lines) if _PANIC.match(line)), len(lines))
         return lines[start : start + _TAIL_LINES]
+
+
+@contextmanager
+def _serial_line(plan: GuestPlan) -> Iterator[Callable[[], socket.socket]]:
+    """What gives the serial line once QEMU runs: it listens for us, or, on a shared libvirt, we for it."""
+    if plan.qemu_user is None:
+        yield partial(connect_serial, plan.serial_socket)
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(plan.serial_socket))
+        listener.listen(1)
+        listener.settimeout(_SERIAL_SECONDS)
+        yield lambda: listener.accept()[0]
 
 
 def connect_serial(path: Path) -> socket.socket:

@@ -9,12 +9,12 @@ from pytest_kvmlab.drivers.libvirt import Versions
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.lab.accelerator import Verdict, prove
-from pytest_kvmlab.lab.build import Progress
 from pytest_kvmlab.lab.hosts import Host, HostChoice, open_host
 from pytest_kvmlab.lab.images import Images
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.store import Store
 from pytest_kvmlab.plan.guest import Accel
+from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.options import Options
 
 

@@ -5,17 +5,20 @@ disk formats (each file of a chain is named with its own), no option ROM on a ne
 """
 
 from collections.abc import Callable, Iterator
-from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element, SubElement
 
-from pytest_kvmlab.errors import ConfigError
-from pytest_kvmlab.plan.guest import CdromPlan, DiskFile, DiskPlan, GuestPlan, NicPlan
-from pytest_kvmlab.spec.characters import printable
-
-METADATA_NAMESPACE = "urn:pytest-kvmlab:1"
-"""The namespace of the element that says whose a domain is."""
-
-_QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+from pytest_kvmlab.plan.elements import QEMU_NAMESPACE, document, element, nested, owned
+from pytest_kvmlab.plan.guest import (
+    BridgeWire,
+    CdromPlan,
+    DiskFile,
+    DiskPlan,
+    GuestPlan,
+    NicPlan,
+    TapWire,
+    UserWire,
+    Wire,
+)
 
 
 def domain_xml(plan: GuestPlan) -> str:
@@ -35,83 +38,76 @@ def domain_xml(plan: GuestPlan) -> str:
         domain.extend(part(plan))
     domain.append(_devices(plan))
     domain.append(_qemu_capabilities())
-    _refuse_unprintable(domain)
-    ET.register_namespace("qemu", _QEMU_NAMESPACE)
-    ET.register_namespace("kvmlab", METADATA_NAMESPACE)
-    ET.indent(domain)
-    return ET.tostring(domain, encoding="unicode") + "\n"
-
-
-def _element(tag: str, text: str | None = None, /, **attributes: str) -> Element:
-    element = Element(tag, attributes)
-    element.text = text
-    return element
-
-
-def _nested(element: Element, *children: Element) -> Element:
-    element.extend(children)
-    return element
+    return document(domain)
 
 
 def _identity(plan: GuestPlan) -> Iterator[Element]:
-    yield _element("name", plan.name)
-    yield _element("uuid", str(plan.uuid))
+    yield element("name", plan.name)
+    yield element("uuid", str(plan.uuid))
     if plan.machine != "microvm":
         # QEMU has no generation ID device for a microvm.
-        yield _element("genid")
-    yield _element("title", f"{plan.guest} of run {plan.run_id}")
-    mine = _element(f"{{{METADATA_NAMESPACE}}}guest", run=plan.run_id, name=plan.guest, owner=plan.owner)
-    yield _nested(_element("metadata"), mine)
+        yield element("genid")
+    yield element("title", f"{plan.guest} of run {plan.run_id}")
+    yield owned("guest", run=plan.run_id, name=plan.guest, owner=plan.owner)
 
 
 def _size(plan: GuestPlan) -> Iterator[Element]:
-    yield _element("memory", str(plan.memory), unit="b")
-    yield _element("vcpu", str(plan.vcpus))
+    yield element("memory", str(plan.memory), unit="b")
+    yield element("vcpu", str(plan.vcpus))
 
 
 def _boot(plan: GuestPlan) -> Iterator[Element]:
-    os = _nested(_element("os"), _element("type", "hvm", arch="x86_64", machine=plan.machine))
+    os = nested(element("os"), element("type", "hvm", arch="x86_64", machine=plan.machine))
     if plan.uefi:
-        os.append(_element("loader", str(plan.uefi.code), readonly="yes", type="pflash"))
-        os.append(_element("nvram", str(plan.uefi.vars), template=str(plan.uefi.vars_template)))
+        os.append(element("loader", str(plan.uefi.code), readonly="yes", type="pflash"))
+        os.append(element("nvram", str(plan.uefi.vars), template=str(plan.uefi.vars_template)))
+    if plan.bios_serial:
+        os.append(element("bios", useserial="yes"))
     if plan.boot:
-        os.append(_element("kernel", str(plan.boot.kernel)))
+        os.append(element("kernel", str(plan.boot.kernel)))
         if plan.boot.initrd:
-            os.append(_element("initrd", str(plan.boot.initrd)))
+            os.append(element("initrd", str(plan.boot.initrd)))
         if plan.boot.cmdline:
-            os.append(_element("cmdline", plan.boot.cmdline))
+            os.append(element("cmdline", plan.boot.cmdline))
     yield os
 
 
 def _fw_cfg(plan: GuestPlan) -> Iterator[Element]:
     """The content stays in a file: on QEMU's command line every user of the machine could read it."""
     if plan.fw_cfg:
-        entries = [_element("entry", name=name, file=str(path)) for name, path in plan.fw_cfg]
-        yield _nested(_element("sysinfo", type="fwcfg"), *entries)
+        entries = [element("entry", name=name, file=str(path)) for name, path in plan.fw_cfg]
+        yield nested(element("sysinfo", type="fwcfg"), *entries)
 
 
 def _features(plan: GuestPlan) -> Iterator[Element]:
     """Without ACPI, Debian's kernels find no virtio device on a microvm."""
-    features = _nested(_element("features"), _element("acpi"))
+    features = nested(element("features"), element("acpi"))
     if plan.machine != "microvm":
-        features.append(_element("apic"))
+        features.append(element("apic"))
     yield features
 
 
 def _cpu(plan: GuestPlan) -> Iterator[Element]:
-    cpu = _element("cpu", mode=plan.cpu.mode)
+    cpu = element("cpu", mode=plan.cpu.mode)
     if plan.cpu.model:
         cpu.set("match", "exact")
-        cpu.append(_element("model", plan.cpu.model, fallback="forbid"))
+        cpu.append(element("model", plan.cpu.model, fallback="forbid"))
     yield cpu
 
 
 def _lifecycle(plan: GuestPlan) -> Iterator[Element]:
-    yield _element("clock", offset=plan.clock)
-    yield _element("on_poweroff", "destroy")
-    yield _element("on_reboot", "restart")
+    yield element("clock", offset=plan.clock)
+    yield element("on_poweroff", "destroy")
+    yield element("on_reboot", "restart")
     # Stopped, but still there: its screen can be looked at, and its console is not overwritten by a new boot.
-    yield _element("on_crash", "preserve")
+    yield element("on_crash", "preserve")
+
+
+def _confinement(plan: GuestPlan) -> Iterator[Element]:
+    """Files keep their owners: to libvirt a base image of ours is like any other disk."""
+    if plan.qemu_user:
+        label = element("label", plan.qemu_user)
+        yield nested(element("seclabel", type="static", model="dac", relabel="no"), label)
 
 
 _PARTS: tuple[Callable[[GuestPlan], Iterator[Element]], ...] = (
@@ -122,11 +118,12 @@ _PARTS: tuple[Callable[[GuestPlan], Iterator[Element]], ...] = (
     _features,
     _cpu,
     _lifecycle,
+    _confinement,
 )
 
 
 def _devices(plan: GuestPlan) -> Element:
-    devices = _element("devices")
+    devices = element("devices")
     for disk in plan.disks:
         devices.append(_disk(disk, plan))
     if plan.cdrom:
@@ -141,123 +138,132 @@ def _devices(plan: GuestPlan) -> Element:
     return devices
 
 
-def _placed(element: Element, plan: GuestPlan) -> Element:
+def _placed(device: Element, plan: GuestPlan) -> Element:
     """A microvm has no PCI bus to put virtio devices on (QEMU docs/system/i386/microvm.rst)."""
     if plan.machine == "microvm":
-        SubElement(element, "address", type="virtio-mmio")
-    return element
+        SubElement(device, "address", type="virtio-mmio")
+    return device
 
 
 def _disk(disk: DiskPlan, plan: GuestPlan) -> Element:
-    # A throw-away disk needs no flush; what the guest discards or zeroes need not stay in the overlay.
-    driver = _element(
-        "driver",
-        name="qemu",
-        type=disk.file.format,
-        cache="unsafe",
-        discard="unmap",
-        detect_zeroes="unmap",
-    )
-    element = _nested(_element("disk", type="file", device="disk"), driver)
-    element.extend(_chain(disk.file))
-    element.append(_element("target", dev=disk.target, bus=disk.bus))
-    _boot_order(element, disk.boot_order)
-    return _placed(element, plan)
+    driver = element("driver", name="qemu", type=disk.file.format)
+    if not disk.read_only:
+        # A throw-away disk needs no flush; what the guest discards or zeroes need not stay in the overlay.
+        driver.attrib |= {"cache": "unsafe", "discard": "unmap", "detect_zeroes": "unmap"}
+    device = nested(element("disk", type="file", device="disk"), driver)
+    device.extend(_chain(disk.file))
+    device.append(element("target", dev=disk.target, bus=disk.bus))
+    if disk.read_only:
+        device.append(element("readonly"))
+    _boot_order(device, disk.boot_order)
+    return _placed(device, plan)
 
 
 def _chain(file: DiskFile) -> Iterator[Element]:
     """Every file with its format, closed by an empty backingStore: so libvirt opens none of them to look."""
-    yield _element("source", file=str(file.path))
-    backing = _element("backingStore")
+    yield element("source", **{"dev" if file.device else "file": str(file.path)})
+    backing = element("backingStore")
     if file.backing:
-        backing.set("type", "file")
-        backing.append(_element("format", type=file.backing.format))
+        backing.set("type", "block" if file.backing.device else "file")
+        backing.append(element("format", type=file.backing.format))
         backing.extend(_chain(file.backing))
     yield backing
 
 
 def _cdrom(cdrom: CdromPlan) -> Element:
-    element = _nested(
-        _element("disk", type="file", device="cdrom"),
-        _element("driver", name="qemu", type="raw"),
-        _element("source", file=str(cdrom.file)),
-        _element("target", dev=cdrom.target, bus=cdrom.bus),
-        _element("readonly"),
+    device = nested(
+        element("disk", type="file", device="cdrom"),
+        element("driver", name="qemu", type="raw"),
+        element("source", file=str(cdrom.file)),
+        element("target", dev=cdrom.target, bus=cdrom.bus),
+        element("readonly"),
     )
-    _boot_order(element, cdrom.boot_order)
-    return element
+    _boot_order(device, cdrom.boot_order)
+    return device
 
 
-def _boot_order(element: Element, order: int | None) -> None:
+def _boot_order(device: Element, order: int | None) -> None:
     if order is not None:
-        element.append(_element("boot", order=str(order)))
+        device.append(element("boot", order=str(order)))
 
 
 def _nic(nic: NicPlan, plan: GuestPlan) -> Element:
-    element = _nested(
-        _element("interface", type="user"),
-        _element("mac", address=nic.mac),
-        _element("model", type=nic.model),
-        _element("alias", name=nic.alias),
+    card = nested(
+        _wired(nic.wire),
+        element("mac", address=nic.mac),
+        element("model", type=nic.model),
+        element("alias", name=nic.alias),
     )
-    _boot_order(element, nic.boot_order)
+    _boot_order(card, nic.boot_order)
     if nic.boot_order is None and plan.machine != "microvm":
-        element.append(_element("rom", enabled="no"))
-    return _placed(element, plan)
+        card.append(element("rom", enabled="no"))
+    return _placed(card, plan)
+
+
+def _wired(wire: Wire) -> Element:
+    match wire:
+        case UserWire():
+            return element("interface", type="user")
+        case TapWire(device):
+            target = element("target", dev=device, managed="no")
+            return nested(element("interface", type="ethernet"), target)
+        case BridgeWire(bridge):
+            return nested(element("interface", type="bridge"), element("source", bridge=bridge))
 
 
 def _controllers(plan: GuestPlan) -> Iterator[Element]:
-    yield _placed(_element("controller", type="virtio-serial", index="0"), plan)
-    yield _element("controller", type="usb", model="none" if plan.machine == "microvm" else "qemu-xhci")
+    yield _placed(element("controller", type="virtio-serial", index="0"), plan)
+    yield element("controller", type="usb", model="none" if plan.machine == "microvm" else "qemu-xhci")
 
 
 def _channels(plan: GuestPlan) -> Iterator[Element]:
-    source = _element("source", mode="bind", path=str(plan.serial_socket))
-    log = _element("log", file=str(plan.serial_log), append="on")
-    yield _nested(_element("serial", type="unix"), source, log)
-    agent = _element("source", mode="bind", path=str(plan.agent_socket))
-    target = _element("target", type="virtio", name="org.qemu.guest_agent.0")
-    yield _nested(_element("channel", type="unix"), agent, target)
+    yield _serial(plan)
+    agent = element("source", mode="bind", path=str(plan.agent_socket))
+    target = element("target", type="virtio", name="org.qemu.guest_agent.0")
+    yield nested(element("channel", type="unix"), agent, target)
+
+
+def _serial(plan: GuestPlan) -> Element:
+    """What a libvirt of root's makes for our QEMU is root's: there QEMU connects to a socket of ours."""
+    if plan.qemu_user:
+        source = element("source", mode="connect", path=str(plan.serial_socket))
+        return nested(element("serial", type="unix"), source)
+    source = element("source", mode="bind", path=str(plan.serial_socket))
+    log = element("log", file=str(plan.serial_log), append="on")
+    return nested(element("serial", type="unix"), source, log)
 
 
 def _screen(plan: GuestPlan) -> Iterator[Element]:
     if plan.vnc_socket:
-        listen = _element("listen", type="socket", socket=str(plan.vnc_socket))
-        yield _nested(_element("graphics", type="vnc"), listen)
-    yield _nested(_element("video"), _element("model", type=plan.video))
+        listen = element("listen", type="socket", socket=str(plan.vnc_socket))
+        yield nested(element("graphics", type="vnc"), listen)
+    yield nested(element("video"), element("model", type=plan.video))
 
 
 def _sound(plan: GuestPlan) -> Iterator[Element]:
     """The card is the guest's; what it plays goes nowhere."""
     if plan.sound:
-        yield _element("sound", model=plan.sound)
-        yield _element("audio", id="1", type="none")
+        yield element("sound", model=plan.sound)
+        yield element("audio", id="1", type="none")
 
 
 def _small_devices(plan: GuestPlan) -> Iterator[Element]:
-    yield _element("memballoon", model="none")
+    yield element("memballoon", model="none")
     if plan.rng:
-        source = _element("backend", "/dev/urandom", model="random")
-        yield _placed(_nested(_element("rng", model="virtio"), source), plan)
+        source = element("backend", "/dev/urandom", model="random")
+        yield _placed(nested(element("rng", model="virtio"), source), plan)
     if plan.tpm:
-        yield _nested(_element("tpm", model="tpm-crb"), _element("backend", type="emulator", version="2.0"))
+        backend = element("backend", type="emulator", version="2.0")
+        if plan.keeps_tpm:
+            backend.set("persistent_state", "yes")
+        yield nested(element("tpm", model="tpm-crb"), backend)
     if plan.machine != "microvm":
         # Through this ISA port a guest's kernel tells libvirt that it panicked.
-        yield _element("panic", model="isa")
+        yield element("panic", model="isa")
 
 
 def _qemu_capabilities() -> Element:
     """Without this, libvirt asks QEMU about every CPU feature at start: 0.28 s instead of 0.05 s."""
-    capabilities = Element(f"{{{_QEMU_NAMESPACE}}}capabilities")
-    SubElement(capabilities, f"{{{_QEMU_NAMESPACE}}}del", capability="cpu-unavailable-features")
+    capabilities = Element(f"{{{QEMU_NAMESPACE}}}capabilities")
+    SubElement(capabilities, f"{{{QEMU_NAMESPACE}}}del", capability="cpu-unavailable-features")
     return capabilities
-
-
-def _refuse_unprintable(domain: Element) -> None:
-    for element in domain.iter():
-        for text in (element.text or "", *element.attrib.values()):
-            if not printable(text):
-                raise ConfigError(
-                    f"{element.tag}: {text!r} has a character that libvirt's XML cannot hold",
-                    "rename the file, or write it without control characters",
-                )

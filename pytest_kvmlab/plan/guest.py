@@ -24,11 +24,12 @@ _SERIES: Mapping[DiskBus, str] = {"virtio": "vd", "sata": "sd", "ide": "hd"}
 
 @dataclass(frozen=True)
 class DiskFile:
-    """A disk in a file, and the files that it stands on, down to the one that stands alone."""
+    """A disk in a file or on a block `device`, and what it stands on, down to the one that stands alone."""
 
     path: Path
     format: DiskFormat
     backing: "DiskFile | None" = None
+    device: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class BootSource:
         kernel: for direct boot; `None` lets the firmware boot the disk.
         initrd: belongs to `kernel`.
         cmdline: belongs to `kernel`.
+        cdrom: a disc, for a guest that has none of its own in the drive.
     """
 
     disk: DiskFile | None = None
     kernel: Path | None = None
     initrd: Path | None = None
     cmdline: str | None = None
+    cdrom: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,36 @@ class UefiFiles:
 
     code: Path
     vars_template: Path
+
+
+@dataclass(frozen=True)
+class UserWire:
+    """User-mode NAT inside QEMU, in which a guest is alone."""
+
+
+@dataclass(frozen=True)
+class TapWire:
+    """A TAP device that was made before, plugged in already."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class BridgeWire:
+    """A bridge of the host's; libvirt makes the TAP, without privileges by qemu-bridge-helper."""
+
+    bridge: str
+
+
+Wire = UserWire | TapWire | BridgeWire
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a network card is plugged in, and the MAC address that it has there."""
+
+    wire: Wire = UserWire()
+    mac: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +100,13 @@ class RunFacts:
         accel: the accelerator that was proved to work.
         folder: the guest's own folder: sockets, logs, variables.
         disks: one file for each of the spec's `disks`, in their order.
+        cards: one for each of the spec's `networks`, in their order; none leaves all of them in user mode.
+        seed: a file system for cloud-init, if the spec asks for a `seed`.
         fw_cfg: names under `opt/` (QEMU docs/specs/fw_cfg.rst) and the files that the guest reads there.
         uefi: the firmware of this machine, if it has one.
+        qemu_user: whom QEMU has to run as, `+UID:+GID`, where its libvirt would choose somebody else.
+        keeps_tpm: libvirt shall keep a TPM's state while the power is off; one that is not the run's own
+            would keep it for ever.
     """
 
     run_id: str
@@ -77,8 +115,12 @@ class RunFacts:
     accel: Accel
     folder: Path
     disks: tuple[DiskFile, ...] = ()
+    cards: tuple[Card, ...] = ()
+    seed: Path | None = None
     fw_cfg: Mapping[str, Path] = field(default_factory=dict)
     uefi: UefiFiles | None = None
+    qemu_user: str | None = None
+    keeps_tpm: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +131,7 @@ class DiskPlan:
     bus: DiskBus
     target: str
     boot_order: int | None
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +148,7 @@ class CdromPlan:
 class NicPlan:
     """A network card; QEMU's name of its back end is `host` + `alias`."""
 
+    wire: Wire
     mac: str
     model: NicModel
     alias: str
@@ -161,6 +205,7 @@ class GuestPlan:
     memory: int
     boot: KernelPlan | None
     uefi: UefiPlan | None
+    bios_serial: bool
     disks: tuple[DiskPlan, ...]
     cdrom: CdromPlan | None
     nics: tuple[NicPlan, ...]
@@ -174,6 +219,8 @@ class GuestPlan:
     clock: Clock
     rng: bool
     tpm: bool
+    keeps_tpm: bool
+    qemu_user: str | None
 
 
 def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
@@ -206,8 +253,9 @@ def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
         memory=spec.memory,
         boot=kernel,
         uefi=_uefi(run) if spec.firmware == "uefi" else None,
+        bios_serial=spec.bios_serial,
         disks=_disks(spec, source, run),
-        cdrom=_cdrom(spec),
+        cdrom=_cdrom(spec, source),
         nics=_nics(spec, run),
         serial_socket=_socket(run.folder / "serial.sock"),
         serial_log=run.folder / "serial.log",
@@ -219,6 +267,8 @@ def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
         clock=spec.clock,
         rng=spec.rng,
         tpm=spec.tpm,
+        keeps_tpm=run.keeps_tpm,
+        qemu_user=run.qemu_user,
     )
 
 
@@ -247,8 +297,11 @@ def _cpu(asked: str | None, accel: Accel) -> CpuPlan:
 
 
 def _kernel(spec: GuestSpec, source: BootSource) -> KernelPlan | None:
-    """A kernel of the guest's own does not go with the image's initrd, whose modules are another kernel's."""
-    kernel = spec.kernel or source.kernel
+    """The image's kernel is left alone where the firmware is told what to boot.
+
+    A kernel of the guest's own does not go with the image's initrd, whose modules are another kernel's.
+    """
+    kernel = spec.kernel or (None if spec.boot else source.kernel)
     if kernel:
         initrd = spec.initrd or (None if spec.kernel else source.initrd)
         return KernelPlan(kernel, initrd, spec.cmdline or source.cmdline)
@@ -286,15 +339,22 @@ def _uefi(run: RunFacts) -> UefiPlan:
 
 
 def _disks(spec: GuestSpec, source: BootSource, run: RunFacts) -> tuple[DiskPlan, ...]:
-    """The image's disk comes first; the firmware boots from the first disk only."""
+    """The image's disk comes first; the firmware boots from the first disk only.
+
+    The seed comes last, so that no other disk has another name because of it.
+    """
     files = [*([source.disk] if source.disk else []), *run.disks]
     buses = [disk.bus for disk in spec.disks]
     if source.disk:
         buses.insert(0, "virtio")
-    return tuple(
+    *targets, seed = _targets([*buses, "virtio"])
+    disks = tuple(
         DiskPlan(file, bus, target, _boot_order(spec, "disk") if index == 0 else None)
-        for index, (file, bus, target) in enumerate(zip(files, buses, _targets(buses), strict=True))
+        for index, (file, bus, target) in enumerate(zip(files, buses, targets, strict=True))
     )
+    if run.seed is None:
+        return disks
+    return (*disks, DiskPlan(DiskFile(run.seed, "raw"), "virtio", seed, None, read_only=True))
 
 
 def _targets(buses: Sequence[DiskBus]) -> list[str]:
@@ -302,29 +362,48 @@ def _targets(buses: Sequence[DiskBus]) -> list[str]:
     return [f"{_SERIES[bus]}{ascii_lowercase[buses[:index].count(bus)]}" for index, bus in enumerate(buses)]
 
 
-def _cdrom(spec: GuestSpec) -> CdromPlan | None:
-    if spec.cdrom is None:
+def _cdrom(spec: GuestSpec, source: BootSource) -> CdromPlan | None:
+    file = spec.cdrom or source.cdrom
+    if file is None:
+        _refuse_to_boot_no_disc(spec)
         return None
+    if spec.machine == "microvm":
+        raise ConfigError(
+            f"machine 'microvm' has no CD-ROM drive for the disc of image '{spec.image}'",
+            'use machine = "q35"',
+        )
     bus: DiskBus = "ide" if spec.machine == "pc" else "sata"
     target = _targets([*(disk.bus for disk in spec.disks), bus])[-1]
-    return CdromPlan(spec.cdrom, bus, target, _boot_order(spec, "cdrom"))
+    return CdromPlan(file, bus, target, _boot_order(spec, "cdrom"))
+
+
+def _refuse_to_boot_no_disc(spec: GuestSpec) -> None:
+    if spec.boot and "cdrom" in spec.boot:
+        raise ConfigError(
+            f"boot names the CD-ROM, but there is none in image '{spec.image}'",
+            'give the guest one: cdrom = "installer.iso"',
+        )
 
 
 def _nics(spec: GuestSpec, run: RunFacts) -> tuple[NicPlan, ...]:
     """An alias of our own, which libvirt keeps if it starts with `ua-` (formatdomain, "User aliases")."""
+    cards = run.cards or (Card(),) * len(spec.networks)
     return tuple(
         NicPlan(
-            mac=nic.mac or derived_mac(run.run_id, run.guest, index),
+            wire=card.wire,
+            mac=card.mac or nic.mac or derived_mac(run.run_id, run.guest, index),
             model=nic.model,
             alias=f"ua-nic{index}",
             boot_order=_boot_order(spec, "network") if index == 0 else None,
         )
-        for index, nic in enumerate(spec.networks)
+        for index, (nic, card) in enumerate(zip(spec.networks, cards, strict=True))
     )
 
 
 def _boot_order(spec: GuestSpec, device: BootDevice) -> int | None:
-    return spec.boot.index(device) + 1 if device in spec.boot else None
+    """Counted from 1; where nothing is said, the disk, and behind it the disc in the drive."""
+    order = spec.boot or ("disk", "cdrom")
+    return order.index(device) + 1 if device in order else None
 
 
 def _fw_cfg(run: RunFacts) -> tuple[tuple[str, Path], ...]:

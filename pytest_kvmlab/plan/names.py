@@ -1,5 +1,6 @@
 """Names that say whose a thing is, and addresses that two runs do not share by accident."""
 
+import base64
 import hashlib
 import secrets
 import uuid
@@ -40,6 +41,40 @@ def domain_name(run_id: str, guest: str) -> str:
 def domain_uuid(name: str) -> uuid.UUID:
     """Identify a domain: the same name always has the same UUID (RFC 4122, version 5)."""
     return uuid.uuid5(_NAMESPACE, name)
+
+
+def bridge_name(run_id: str, instance: str, network: str) -> str:
+    """Name the bridge of a network.
+
+    Args:
+        run_id: the run that makes it.
+        instance: which use of the lab within the run it is for.
+        network: the network's name in the lab.
+
+    Returns:
+        15 characters, the most that Linux allows (linux/if.h, IFNAMSIZ): `kb`, the run, and a hash.
+    """
+    return f"kb{run_id}{_five_characters(f'{instance}/{network}')}"
+
+
+def tap_name(run_id: str, instance: str, guest: str, index: int) -> str:
+    """Name the TAP device behind a network card.
+
+    Args:
+        run_id: the run that makes it.
+        instance: which use of the lab within the run it is for.
+        guest: the guest's name in the lab.
+        index: which card of the guest, from 0.
+
+    Returns:
+        15 characters: `kt`, the run, and a hash.
+    """
+    return f"kt{run_id}{_five_characters(f'{instance}/{guest}/{index}')}"
+
+
+def _five_characters(text: str) -> str:
+    """25 bits of a hash, so that even a hundred names of one run hardly ever meet (1 in 6,700)."""
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:5].lower()
 
 
 def derived_mac(run_id: str, guest: str, index: int) -> str:

@@ -14,13 +14,25 @@ from pytest_kvmlab.plugin.fixtures import (
     guest,
     kvm_guest,
     kvm_host,
+    kvm_lab,
+    lab,
     make_guest,
     shared_guest,
+    shared_lab,
 )
 from pytest_kvmlab.plugin.skipping import skip_without_lab
 from pytest_kvmlab.spec.options import OPTIONS, Options, resolve_options
 
-__all__ = ["guest", "kvm_guest", "kvm_host", "make_guest", "shared_guest"]
+__all__ = [
+    "guest",
+    "kvm_guest",
+    "kvm_host",
+    "kvm_lab",
+    "lab",
+    "make_guest",
+    "shared_guest",
+    "shared_lab",
+]
 
 _SESSION = "kvmlab-session"
 

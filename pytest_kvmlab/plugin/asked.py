@@ -1,15 +1,17 @@
 """What a test asks for: its marks and its lab, as one set of keys."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
 
+from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.shipped import shipped_labs
 from pytest_kvmlab.spec.guest import GuestKeys
 from pytest_kvmlab.spec.labfile import LabSpec, find_lab, load_lab, locate_lab
 from pytest_kvmlab.spec.marker import KvmMark, WrittenMark, merge_marks
 from pytest_kvmlab.spec.options import Options
-from pytest_kvmlab.spec.selection import needs_lab, select_guest
+from pytest_kvmlab.spec.selection import needs_lab, refuse_guest_keys, select_guest
 
 
 def merged_mark(node: pytest.Item | pytest.Collector, extra: dict[str, object] | None = None) -> KvmMark:
@@ -41,9 +43,24 @@ def _nearest_first(node: pytest.Item | pytest.Collector) -> list[pytest.Mark]:
     return sorted((mark for mark in marks if mark.name == "kvm"), key=lambda mark: mark not in of_parameters)
 
 
+@dataclass(frozen=True)
+class AskedGuest:
+    """A guest that a test asks for.
+
+    Attributes:
+        name: its name in its lab.
+        keys: what marks and lab file say about it.
+        lab: the lab that it is of, if it is of one.
+    """
+
+    name: str
+    keys: GuestKeys
+    lab: LabSpec | None
+
+
 def asked_guest(
     node: pytest.Item | pytest.Collector, options: Options, extra: dict[str, object] | None = None
-) -> tuple[str, GuestKeys]:
+) -> AskedGuest:
     """Which guest a test asks for.
 
     Args:
@@ -51,20 +68,38 @@ def asked_guest(
         options: how to run.
         extra: keys that are nearer than any mark.
 
-    Returns:
-        The guest's name, and its keys from marks and lab file.
-
     Raises:
         ConfigError: marks or lab file are wrong, or leave open which guest is meant.
     """
     mark = merged_mark(node, extra)
-    return select_guest(mark, _lab(mark, node, options), where=node.nodeid)
+    lab = _lab(mark, node, options) if needs_lab(mark) else None
+    name, keys = select_guest(mark, lab, where=node.nodeid)
+    return AskedGuest(name, keys, lab)
+
+
+def asked_lab(node: pytest.Item | pytest.Collector, options: Options) -> LabSpec:
+    """Which lab a test asks for.
+
+    Args:
+        node: the test or module.
+        options: how to run.
+
+    Raises:
+        ConfigError: marks or lab file are wrong, or there is no lab.
+    """
+    mark = merged_mark(node)
+    refuse_guest_keys(mark, where=node.nodeid)
+    lab = _lab(mark, node, options)
+    if lab is None:
+        raise ConfigError(
+            f"{node.nodeid}: there is no lab file at or above the test",
+            'write a NAME.lab.toml, or name a lab: kvm(lab="wiki")',
+        )
+    return lab
 
 
 def _lab(mark: KvmMark, node: pytest.Item | pytest.Collector, options: Options) -> LabSpec | None:
     """The lab of a test: its mark's, else the option's, else the nearest file at or above it."""
-    if not needs_lab(mark):
-        return None
     if mark.lab is not None:
         return _load_once(locate_lab(mark.lab, shipped_labs(), node.path.parent))
     if options.lab_file is not None:

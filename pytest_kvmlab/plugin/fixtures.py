@@ -7,6 +7,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_kvmlab.lab.guest import Guest
+    from pytest_kvmlab.lab.lab import Lab
     from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
     from pytest_kvmlab.plugin.session import LabSession
 
@@ -37,6 +38,26 @@ def shared_guest(request: pytest.FixtureRequest) -> "Iterator[Guest]":
     """One guest for all tests of a module, not reset between them; the module's mark describes it."""
     with _session(request).guest(request) as guest:
         yield guest
+
+
+@pytest.fixture
+def kvm_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
+    """The same as `lab`, for projects that have a fixture of that name already."""
+    with _session(request).lab(request) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(kvm_lab: "Lab") -> "Lab":
+    """Every guest of the lab, clean and ready: `lab["web"]`, `lab.networks["campus"]`."""
+    return kvm_lab
+
+
+@pytest.fixture(scope="module")
+def shared_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
+    """One lab for all tests of a module, not reset between them; the module's mark names it."""
+    with _session(request).lab(request) as lab:
+        yield lab
 
 
 @pytest.fixture

@@ -27,10 +27,12 @@ class LiveGuest:
     broken_in: str = ""
 
     def serves(self, item: pytest.Item) -> bool:
-        """Whether a test uses this guest: its own, or, with the fixture `shared_guest`, its module's."""
+        """Whether a test uses this guest: its own, or, with a fixture that modules share, its module's."""
         if self.node is item:
             return True
-        return self.node in item.listchain() and "shared_guest" in getattr(item, "fixturenames", ())
+        return self.node in item.listchain() and bool(
+            {"shared_guest", "shared_lab"}.intersection(getattr(item, "fixturenames", ()))
+        )
 
     def note_failure(self, item: pytest.Item, error: BaseException | None) -> None:
         """Remember of a failed test whether this guest is the reason.

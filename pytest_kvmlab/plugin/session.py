@@ -14,9 +14,10 @@ from pytest_kvmlab.errors import KvmlabError, TeardownError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.lab.guest import Guest
-from pytest_kvmlab.lab.kept import KEPT_SECONDS, kept_guests
+from pytest_kvmlab.lab.kept import KEPT_SECONDS, hand_over, kept_guests
+from pytest_kvmlab.lab.lab import Lab
 from pytest_kvmlab.lab.run import Run, open_run
-from pytest_kvmlab.plugin.asked import asked_guest, named_lab
+from pytest_kvmlab.plugin.asked import asked_guest, asked_lab, named_lab
 from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 from pytest_kvmlab.plugin.live import LiveGuest, Node
 from pytest_kvmlab.plugin.place import find_place, tell_worker
@@ -104,6 +105,18 @@ class LabSession:
             yield guest
 
     @contextmanager
+    def lab(self, request: pytest.FixtureRequest) -> Iterator[Lab]:
+        """The lab that a test or module asks for, as long as the context lasts."""
+        node = request.node
+        with told_without_traceback(), ExitStack() as live:
+            spec = asked_lab(node, self.options)
+            starting = self.run.launcher.lab(spec, source=node.nodeid, witness=partial(self._witness, node))
+            lab = live.enter_context(starting)
+            for guest in lab.values():
+                live.enter_context(self._live(guest, node))
+            yield lab
+
+    @contextmanager
     def guest_factory(self, request: pytest.FixtureRequest) -> Iterator[MakeGuest]:
         """A function that starts guests which last as long as the context."""
         with told_without_traceback(), ExitStack() as guests:
@@ -129,18 +142,27 @@ class LabSession:
 
     @contextmanager
     def _asked(self, node: Node, extra: dict[str, object]) -> Iterator[Guest]:
-        name, keys = asked_guest(node, self.options, extra)
+        asked = asked_guest(node, self.options, extra)
         starting = self.run.launcher.guest(
-            _name_within(node, name), keys, source=node.nodeid, witness=partial(self._witness, node)
+            asked.name if asked.lab else _name_within(node, asked.name),
+            asked.keys,
+            lab=asked.lab,
+            source=node.nodeid,
+            witness=partial(self._witness, node),
         )
-        with starting as guest:
-            forget_files(self._artifacts_of(guest, node))
-            live = LiveGuest(guest, node)
-            self.live.append(live)
-            try:
-                yield guest
-            finally:
-                self.live.remove(live)
+        with starting as guest, self._live(guest, node):
+            yield guest
+
+    @contextmanager
+    def _live(self, guest: Guest, node: Node) -> Iterator[None]:
+        """Know a guest as one that is up for a test."""
+        forget_files(self._artifacts_of(guest, node))
+        live = LiveGuest(guest, node)
+        self.live.append(live)
+        try:
+            yield
+        finally:
+            self.live.remove(live)
 
     def _witness(self, node: Node, guest: Guest, error: BaseException | None) -> bool:
         """See a guest for the last time; whether it is to be kept after the run."""
@@ -201,7 +223,7 @@ class LabSession:
             opened.close()
         if self.keeper:
             if kept_guests(self.keeper.folder):
-                self.keeper.keep(KEPT_SECONDS)
+                hand_over(self.keeper, KEPT_SECONDS)
             self.keeper.close()
 
 

@@ -6,24 +6,42 @@ import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, SecretStr, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainValidator,
+    SecretStr,
+    WithJsonSchema,
+    model_validator,
+)
 
-from pytest_kvmlab.spec.characters import one_line
+from pytest_kvmlab.spec.characters import one_line, printable
 from pytest_kvmlab.spec.text import FilePath, Line
 
 Channel = Literal["ssh", "serial", "none"]
 
 
+def _typeable(password: SecretStr) -> SecretStr:
+    if not printable(password.get_secret_value()):
+        raise ValueError("has a line break or another control character, which no login can be told")
+    return password
+
+
+Password = Annotated[SecretStr, AfterValidator(_typeable)]
+
+
 class LoginKeys(BaseModel):
     """The table `login` of a guest.
 
-    Neither `password` nor `key` means the run's own key, which the image takes from QEMU's fw_cfg.
+    Neither `password` nor `key` means the run's own key, which the image takes from QEMU's fw_cfg, or from a
+    seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     user: Line = "root"
-    password: SecretStr | None = None
+    password: Password | None = None
     key: FilePath | None = None
     channel: Channel | None = None
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -12,11 +13,14 @@ from pydantic import (
     Field,
     StrictBool,
     StrictInt,
+    WithJsonSchema,
     model_validator,
 )
+from pydantic.config import JsonDict
 
 from pytest_kvmlab.spec.access import HostKeyKey, LoginKeys
-from pytest_kvmlab.spec.names import check_image_name
+from pytest_kvmlab.spec.addresses import Address, MacAddress
+from pytest_kvmlab.spec.names import SHORT_NAME, check_image_name, check_short_name
 from pytest_kvmlab.spec.quantity import Memory, Size
 from pytest_kvmlab.spec.readiness import ReadyKey
 from pytest_kvmlab.spec.text import FilePath, Line
@@ -30,18 +34,6 @@ DiskFormat = Literal["qcow2", "raw"]
 Sound = Literal["ich9", "ich6", "ac97", "es1370"]
 Clock = Literal["utc", "localtime"]
 Video = Literal["none", "vga", "virtio", "cirrus"]
-
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-
-
-def _unicast_mac(written: str) -> str:
-    mac = written.lower()
-    if not _MAC.fullmatch(mac) or mac == "00:00:00:00:00:00":
-        raise ValueError("should be a MAC address such as '52:54:00:12:34:68'")
-    # IEEE 802: the lowest bit of the first octet marks a group address, which no card may have.
-    if int(mac[:2], 16) & 1:
-        raise ValueError("is a multicast MAC address; the first octet must be even, such as '52:…'")
-    return mac
 
 
 def _without_repeats(order: tuple[BootDevice, ...]) -> tuple[BootDevice, ...]:
@@ -58,7 +50,11 @@ def _cpu_model(written: str) -> str:
 
 ImageName = Annotated[str, AfterValidator(check_image_name)]
 CpuModel = Annotated[str, AfterValidator(_cpu_model)]
-MacAddress = Annotated[str, AfterValidator(_unicast_mac)]
+NetworkName = Annotated[
+    str,
+    AfterValidator(partial(check_short_name, kind="a network")),
+    WithJsonSchema({"type": "string", "pattern": f"^{SHORT_NAME}$"}),
+]
 BootOrder = Annotated[tuple[BootDevice, ...], AfterValidator(_without_repeats)]
 
 
@@ -68,12 +64,38 @@ class Keys(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class NetworkKeys(Keys):
-    """One network card; `user` is user-mode NAT, which needs no privileges."""
+def _or_only_its_name(schema: JsonDict) -> None:
+    table = schema.copy()
+    schema.clear()
+    schema["anyOf"] = [{"type": "string", "pattern": f"^{SHORT_NAME}$"}, table]
 
+
+class NetworkKeys(Keys):
+    """One network card: in a network of the lab, by its name, or in user-mode NAT, where it is alone.
+
+    The bare name of a network stands for a card in it that says nothing else.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_or_only_its_name)
+
+    name: NetworkName | None = None
     mode: Literal["user"] = "user"
+    address: Address | None = None
     model: NicModel = "virtio"
     mac: MacAddress | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_its_name(cls, written: object) -> object:
+        return {"name": written} if isinstance(written, str) else written
+
+    @model_validator(mode="after")
+    def _in_one_network(self) -> Self:
+        if self.name is not None and "mode" in self.model_fields_set:
+            raise ValueError("has a name and a mode: a network of the lab has its own mode")
+        if self.name is None and self.address is not None:
+            raise ValueError("has an address, but no network of the lab: give its name")
+        return self
 
 
 class DiskKeys(Keys):
@@ -103,6 +125,7 @@ class GuestKeys(Keys):
     machine: Machine | None = None
     cpu: CpuModel | None = None
     firmware: Firmware | None = None
+    bios_serial: StrictBool | None = None
     disks: Annotated[tuple[DiskKeys, ...], Field(max_length=16)] | None = None
     cdrom: FilePath | None = None
     boot: BootOrder | None = None
@@ -117,6 +140,7 @@ class GuestKeys(Keys):
     cmdline: Line | None = None
     login: LoginKeys | None = None
     host_key: HostKeyKey | None = None
+    seed: StrictBool | None = None
     ready: ReadyKey | None = None
 
 

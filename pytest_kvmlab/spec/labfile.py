@@ -1,4 +1,4 @@
-"""Lab files: guests that belong together, described in `NAME.lab.toml`."""
+"""Lab files: guests, networks and applications that belong together, described in `NAME.lab.toml`."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -7,21 +7,23 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator, Field
+from pydantic.config import JsonDict
 
 from pytest_kvmlab.errors import ConfigError
-from pytest_kvmlab.spec.guest import GuestKeys, Keys, anchored
-from pytest_kvmlab.spec.names import GUEST_NAME, check_guest_name, nearest
+from pytest_kvmlab.spec.application import AppName, GuestName, LabApp
+from pytest_kvmlab.spec.conflicts import Conflict, find_conflicts, told
+from pytest_kvmlab.spec.guest import GuestKeys, Keys, NetworkName, anchored
+from pytest_kvmlab.spec.names import nearest
+from pytest_kvmlab.spec.network import LabNetwork
 from pytest_kvmlab.spec.validation import validate
 
 SUFFIX = ".lab.toml"
 
 _LARGEST_FILE = 2**20
-
-
-GuestName = Annotated[
-    str, AfterValidator(check_guest_name), WithJsonSchema({"type": "string", "pattern": f"^{GUEST_NAME}$"})
-]
+# What pydantic does not say by itself of tables whose keys are names.
+_NO_OTHERS: JsonDict = {"additionalProperties": False}
+_SOME: JsonDict = {"minProperties": 1}
 
 
 def _not_empty(guests: dict[str, "LabGuest"]) -> dict[str, "LabGuest"]:
@@ -39,7 +41,11 @@ class LabGuest(GuestKeys):
 class _LabFile(Keys):
     """What a lab file may say."""
 
-    guest: Annotated[dict[GuestName, LabGuest], AfterValidator(_not_empty)]
+    guest: Annotated[
+        dict[GuestName, LabGuest], AfterValidator(_not_empty), Field(json_schema_extra=_SOME | _NO_OTHERS)
+    ]
+    network: Annotated[Mapping[NetworkName, LabNetwork], Field(json_schema_extra=_NO_OTHERS)] = {}
+    app: Annotated[Mapping[AppName, LabApp], Field(json_schema_extra=_NO_OTHERS)] = {}
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class LabSpec:
     name: str
     path: Path
     guests: Mapping[str, LabGuest]
+    networks: Mapping[str, LabNetwork]
+    apps: Mapping[str, LabApp]
 
 
 def load_lab(path: Path) -> LabSpec:
@@ -62,13 +70,14 @@ def load_lab(path: Path) -> LabSpec:
 
     Raises:
         ConfigError: the file cannot be read, is no TOML, says something unknown or wrong, starts guests in a
-            circle, or gives two network cards one MAC address.
+            circle, or has conflicts (see `pytest_kvmlab.spec.conflicts`), all of which are told.
     """
     parsed = validate(_LabFile, _parse(path), source=str(path))
     guests = {name: anchored(guest, path.parent) for name, guest in parsed.guest.items()}
-    lab = LabSpec(path.name.removesuffix(SUFFIX), path, guests)
-    _check_order(lab)
-    _check_macs(lab)
+    lab = LabSpec(path.name.removesuffix(SUFFIX), path, guests, parsed.network, parsed.app)
+    conflicts = [*_order_conflicts(lab), *find_conflicts(lab.guests, lab.networks, lab.apps)]
+    if conflicts:
+        raise told(conflicts, source=str(path))
     return lab
 
 
@@ -93,11 +102,6 @@ def find_lab(start: Path) -> Path | None:
         if found:
             return found[0]
     return None
-
-
-def boot_order(lab: LabSpec) -> list[str]:
-    """The guests of a lab in an order in which each comes behind those that it is started after."""
-    return list(TopologicalSorter({name: guest.after for name, guest in lab.guests.items()}).static_order())
 
 
 def locate_lab(wish: str, shipped: Path, folder: Path) -> Path:
@@ -158,29 +162,14 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _check_order(lab: LabSpec) -> None:
+def _order_conflicts(lab: LabSpec) -> Iterator[Conflict]:
     for name, guest in lab.guests.items():
-        for other in guest.after:
-            if other not in lab.guests:
-                known = nearest(other, lab.guests)
-                raise ConfigError(f"{lab.path}: guest.{name}.after: no guest is called {other!r}{known}")
+        for other in (other for other in guest.after if other not in lab.guests):
+            yield Conflict(
+                f"guest.{name}.after: no guest is called '{other}'{nearest(other, lab.guests)}",
+                f"its guests: {', '.join(lab.guests)}",
+            )
     try:
         TopologicalSorter({name: guest.after for name, guest in lab.guests.items()}).prepare()
     except CycleError as error:
-        circle = " after ".join(reversed(error.args[1]))
-        raise ConfigError(f"{lab.path}: guests wait for each other: {circle}") from None
-
-
-def _check_macs(lab: LabSpec) -> None:
-    owners: dict[str, str] = {}
-    for place, mac in _macs(lab):
-        if mac in owners:
-            raise ConfigError(f"{lab.path}: {owners[mac]} and {place} have one MAC address, {mac}")
-        owners[mac] = place
-
-
-def _macs(lab: LabSpec) -> Iterator[tuple[str, str]]:
-    for name, guest in lab.guests.items():
-        for index, nic in enumerate(guest.networks or ()):
-            if nic.mac is not None:
-                yield f"guest.{name}.networks[{index}]", nic.mac
+        yield Conflict(f"guests wait for each other: {' after '.join(reversed(error.args[1]))}")

@@ -1,10 +1,10 @@
-"""What guests and images may be called, and what somebody probably meant."""
+"""What guests, networks, applications and images may be called, and what somebody probably meant."""
 
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-GUEST_NAME = r"[a-z][a-z0-9-]{0,30}"
+SHORT_NAME = r"[a-z][a-z0-9-]{0,30}"
 IMAGE_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
 
@@ -20,8 +20,24 @@ def check_guest_name(name: str) -> str:
     Raises:
         ValueError: it is not a lower-case letter followed by up to 30 letters, digits or hyphens.
     """
-    if not re.fullmatch(GUEST_NAME, name):
-        raise ValueError("a guest's name is a lower-case letter, then up to 30 of a-z, 0-9 and '-'")
+    return check_short_name(name, "a guest")
+
+
+def check_short_name(name: str, kind: str) -> str:
+    """Accept the name of a network or an application.
+
+    Args:
+        name: what was written.
+        kind: what it names, for the message: `a network`.
+
+    Returns:
+        The same name.
+
+    Raises:
+        ValueError: it is not a lower-case letter followed by up to 30 letters, digits or hyphens.
+    """
+    if not re.fullmatch(SHORT_NAME, name):
+        raise ValueError(f"{kind}'s name is a lower-case letter, then up to 30 of a-z, 0-9 and '-'")
     return name
 
 

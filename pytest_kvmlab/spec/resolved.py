@@ -1,6 +1,7 @@
 """A guest with nothing left open: every key has its value, and the values fit together."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pytest_kvmlab.spec.guest import (
     Sound,
     Video,
 )
+from pytest_kvmlab.spec.names import nearest
 from pytest_kvmlab.spec.quantity import MIB
 from pytest_kvmlab.spec.readiness import CommandReady, Readiness, UnitReady
 
@@ -26,6 +28,8 @@ from pytest_kvmlab.spec.readiness import CommandReady, Readiness, UnitReady
 _MICROVM_SLOTS = 8
 # Two channels with two drives each.
 _IDE_DRIVES = 4
+# What useradd(8) of every distribution takes; it gets the name from cloud-init as it is written.
+_ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Login:
 class GuestSpec:
     """What one guest is, all defaults filled in; memory in bytes.
 
-    `kernel`, `initrd` and `cmdline` of `None` leave it to the image, `cpu` of `None` to the accelerator.
+    `kernel`, `initrd` and `cmdline` of `None` leave it to the image, `cpu` of `None` to the accelerator; an
+    empty `boot` leaves it to the image's kernel, if it has one.
     """
 
     image: str
@@ -51,6 +56,7 @@ class GuestSpec:
     machine: Machine
     cpu: str | None
     firmware: Firmware
+    bios_serial: bool
     disks: tuple[DiskKeys, ...]
     cdrom: Path | None
     boot: tuple[BootDevice, ...]
@@ -65,29 +71,43 @@ class GuestSpec:
     cmdline: str | None
     login: Login
     host_key: HostKey
+    seed: bool
     ready: Readiness | None
 
 
-def resolve_guest(keys: GuestKeys, *, source: str) -> GuestSpec:
+def resolve_guest(keys: GuestKeys, *, source: str, networks: Collection[str] = ()) -> GuestSpec:
     """Fill in the defaults and check that the whole can work.
 
     Args:
         keys: all layers merged.
         source: the guest as the reader knows it, for messages: `guest 'web' of wiki.lab.toml`.
+        networks: the networks of its lab that are made for it.
 
     Returns:
         The guest to plan.
 
     Raises:
-        ConfigError: no image is named, or two keys exclude each other.
+        ConfigError: no image is named, a network card is in none of the networks, or two keys exclude each
+            other.
     """
     if keys.image is None:
         raise ConfigError(f"{source}: no image is named", 'give it one: image = "micro"')
     spec = _with_defaults(keys, keys.image)
+    _refuse_other_networks(spec, networks, source)
     for rule in _RULES:
         if rule.broken(spec):
             raise ConfigError(f"{source}: {rule.message}", rule.hint)
     return spec
+
+
+def _refuse_other_networks(spec: GuestSpec, networks: Collection[str], source: str) -> None:
+    for index, card in enumerate(spec.networks):
+        if card.name is not None and card.name not in networks:
+            raise ConfigError(
+                f"{source}: networks[{index}].name: no network '{card.name}' is made for this guest"
+                f"{nearest(card.name, networks)}",
+                'use networks = [{ mode = "user" }]',
+            )
 
 
 def _with_defaults(keys: GuestKeys, image: str) -> GuestSpec:
@@ -100,9 +120,10 @@ def _with_defaults(keys: GuestKeys, image: str) -> GuestSpec:
         machine=machine,
         cpu=keys.cpu,
         firmware=keys.firmware or "bios",
+        bios_serial=bool(keys.bios_serial),
         disks=keys.disks or (),
         cdrom=keys.cdrom,
-        boot=_boot_order(keys),
+        boot=keys.boot or (),
         networks=networks,
         sound=keys.sound,
         clock=keys.clock or "utc",
@@ -114,14 +135,9 @@ def _with_defaults(keys: GuestKeys, image: str) -> GuestSpec:
         cmdline=keys.cmdline,
         login=_login(keys.login or LoginKeys(), networked=bool(networks)),
         host_key=keys.host_key or GeneratedHostKey(),
+        seed=bool(keys.seed),
         ready=keys.ready,
     )
-
-
-def _boot_order(keys: GuestKeys) -> tuple[BootDevice, ...]:
-    if keys.boot is not None:
-        return keys.boot
-    return ("disk", "cdrom") if keys.cdrom else ("disk",)
 
 
 def _default_video(machine: Machine) -> Video:
@@ -153,7 +169,7 @@ def _not_on_microvm(broken: Callable[[GuestSpec], bool], what: str) -> _Rule:
 
 def _virtio_devices(spec: GuestSpec) -> int:
     """The agent's channel and the image's disk are always there."""
-    return 2 + len(spec.networks) + len(spec.disks) + spec.rng
+    return 2 + len(spec.networks) + len(spec.disks) + spec.rng + spec.seed
 
 
 def _ide_drives(spec: GuestSpec) -> int:
@@ -168,6 +184,7 @@ def _asks_a_shell(ready: Readiness | None) -> bool:
 _RULES = (
     _not_on_microvm(lambda spec: spec.cdrom is not None, "no CD-ROM drive"),
     _not_on_microvm(lambda spec: spec.firmware == "uefi", "no UEFI firmware"),
+    _not_on_microvm(lambda spec: spec.bios_serial, "no BIOS that talks on the serial line"),
     _not_on_microvm(
         lambda spec: any(nic.model != "virtio" for nic in spec.networks), "only virtio network cards"
     ),
@@ -191,14 +208,19 @@ _RULES = (
         'use bus = "sata" or bus = "virtio"',
     ),
     _Rule(
-        lambda spec: "cdrom" in spec.boot and spec.cdrom is None,
-        "boot names the CD-ROM, but there is none",
-        'give it one: cdrom = "installer.iso"',
-    ),
-    _Rule(
         lambda spec: "network" in spec.boot and not spec.networks,
         "boot names the network, but the guest has no network card",
         "leave out networks = []",
+    ),
+    _Rule(
+        lambda spec: spec.bios_serial and spec.firmware == "uefi",
+        "bios_serial needs firmware 'bios'",
+        "leave bios_serial out: UEFI talks on the serial line anyway",
+    ),
+    _Rule(
+        lambda spec: spec.seed and not _ACCOUNT.fullmatch(spec.login.user),
+        "the seed has cloud-init make the login's user, whose name no account can have",
+        "use small letters, digits, '_' and '-'",
     ),
     _Rule(
         lambda spec: spec.login.channel == "none" and _asks_a_shell(spec.ready),

@@ -1,7 +1,8 @@
 """Which guest a test means: the mark's image, a guest of a lab, or the lab's only one."""
 
 from pytest_kvmlab.errors import ConfigError
-from pytest_kvmlab.spec.guest import GuestKeys, merge
+from pytest_kvmlab.spec.conflicts import refuse_conflicts
+from pytest_kvmlab.spec.guest import GuestKeys, given, merge
 from pytest_kvmlab.spec.labfile import LabSpec
 from pytest_kvmlab.spec.marker import KvmMark
 from pytest_kvmlab.spec.names import nearest
@@ -21,7 +22,8 @@ def select_guest(mark: KvmMark, lab: LabSpec | None, *, where: str) -> tuple[str
         The guest's name, and what mark and lab file say about it together.
 
     Raises:
-        ConfigError: there is neither an image nor a lab, or the lab has several guests and none is named.
+        ConfigError: there is neither an image nor a lab, the lab has several guests and none is named, or
+            the mark's networks conflict with those of the lab.
     """
     if lab is None or (mark.guest is None and mark.lab is None and mark.image is not None):
         if mark.guest is not None:
@@ -36,7 +38,9 @@ def select_guest(mark: KvmMark, lab: LabSpec | None, *, where: str) -> tuple[str
             f"{where}: {lab.path} has no guest {name!r}{nearest(name, lab.guests)}",
             f"its guests: {', '.join(lab.guests)}",
         )
-    return name, merge(mark, lab.guests[name])
+    keys = merge(mark, lab.guests[name])
+    refuse_conflicts({**lab.guests, name: keys}, lab.networks, lab.apps, source=where)
+    return name, keys
 
 
 def _only(lab: LabSpec, where: str) -> str:
@@ -51,3 +55,20 @@ def _only(lab: LabSpec, where: str) -> str:
 def needs_lab(mark: KvmMark) -> bool:
     """Whether a test with this mark looks for a lab: it names one or a guest of one, or it names no image."""
     return mark.lab is not None or mark.guest is not None or mark.image is None
+
+
+def refuse_guest_keys(mark: KvmMark, *, where: str) -> None:
+    """See that the mark of a test that asks for a whole lab says nothing about one guest of it.
+
+    Args:
+        mark: what the test says.
+        where: the test, for messages.
+
+    Raises:
+        ConfigError: it does, so that it is open which guest is meant.
+    """
+    if keys := [*given(mark), *(["guest"] if mark.guest else [])]:
+        raise ConfigError(
+            f"{where}: the mark says {', '.join(keys)} about one guest, but the test asks for the whole lab",
+            "write it into the lab file, or ask for one guest: the fixture guest",
+        )

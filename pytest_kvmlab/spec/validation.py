@@ -55,14 +55,28 @@ def dotted(path: Sequence[int | str]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
+def all_at_once(source: str, mistakes: Sequence[str], hints: Iterable[str]) -> ConfigError:
+    """Tell every mistake in one error.
+
+    Args:
+        source: where they were written, as the reader knows it.
+        mistakes: one line for each, with the key's dotted path.
+        hints: what to do about them; empty and repeated ones are left out.
+
+    Returns:
+        The error, to be raised.
+    """
+    told = mistakes[0] if len(mistakes) == 1 else "\n".join([f"{len(mistakes)} mistakes", *_listed(mistakes)])
+    return ConfigError(f"{source}: {told}", "; ".join(dict.fromkeys(filter(None, hints))))
+
+
 def _config_error(
     model_type: type[BaseModel], data: Mapping[str, object], errors: Sequence[ErrorDetails], source: str
 ) -> ConfigError:
     placed = _without_wrong_branches([(_written_path(data, error), error) for error in errors])
     mistakes = [_mistake(model_type, path, group) for path, group in placed]
     hints = [_valid_keys(model_type, path, group) for path, group in placed]
-    told = mistakes[0] if len(mistakes) == 1 else "\n".join([f"{len(mistakes)} mistakes", *_listed(mistakes)])
-    return ConfigError(f"{source}: {told}", "; ".join(dict.fromkeys(filter(None, hints))))
+    return all_at_once(source, mistakes, hints)
 
 
 def _listed(lines: Iterable[str]) -> list[str]:

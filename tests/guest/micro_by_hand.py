@@ -15,6 +15,7 @@ import pexpect
 from pytest_kvmlab.drivers import qemu_img
 from pytest_kvmlab.drivers.ssh_keys import KeyPair
 from pytest_kvmlab.lab.store import Image
+from pytest_kvmlab.spec.manifest import DISKS, INITRD, KERNEL
 
 SECONDS = 60
 _PROMPT = r"# (\x1b\[6n)?$"  # busybox asks the terminal where its cursor is
@@ -68,17 +69,17 @@ def _request(qmp: io.TextIOBase, command: str, arguments: dict[str, str]) -> str
 def booted(image: Image, folder: Path, *devices: str) -> Iterator[ByHand]:
     """A guest at its first prompt."""
     overlay = folder / "overlay.qcow2"
-    qemu_img.create_overlay(image.disk, image.disk_format, overlay)
+    qemu_img.create_overlay(image.folder / DISKS["qcow2"], "qcow2", overlay)
     machine = ["-accel", "tcg", "-M", "q35", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config"]
     console = ["-display", "none", *_SERIAL, "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
     disk = ["-drive", f"if=virtio,format=qcow2,file={overlay}"]
     kernel = [
         "-kernel",
-        str(image.kernel),
+        str(image.folder / KERNEL),
         "-initrd",
-        str(image.initrd),
+        str(image.folder / INITRD),
         "-append",
-        f"{image.cmdline} panic=-1",
+        f"{image.manifest.cmdline} panic=-1",
     ]
     line = pexpect.spawn(
         "qemu-system-x86_64", [*machine, *console, *disk, *kernel, *devices], encoding="utf-8"

@@ -17,6 +17,7 @@ from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.console_log import ConsoleReader
 from pytest_kvmlab.drivers.serial import SerialConsole
 from pytest_kvmlab.lab.store import Image
+from pytest_kvmlab.spec.manifest import INITRD, KERNEL
 
 SHELLS = {
     "bash": ("bash", "--norc", "--noprofile", "-i"),
@@ -106,11 +107,11 @@ def booted(image: Image, folder: Path) -> Iterator[SerialConsole]:
     socket_path = folder / "serial"
     kernel = [
         "-kernel",
-        str(image.kernel),
+        str(image.folder / KERNEL),
         "-initrd",
-        str(image.initrd),
+        str(image.folder / INITRD),
         "-append",
-        f"{image.cmdline} panic=-1",
+        f"{image.manifest.cmdline} panic=-1",
     ]
     machine = ["-accel", "tcg", "-M", "q35", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config"]
     with socket.socket(socket.AF_UNIX) as listener:

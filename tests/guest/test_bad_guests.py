@@ -82,7 +82,7 @@ def test_a_guest_without_a_shell_on_its_serial_line_is_told_so(launcher: Launche
 
 def test_a_guest_without_ssh_is_told_so(launcher: Launcher) -> None:
     cut_off = cmdline(launcher, "module_blacklist=virtio_net")
-    with broken(launcher, cmdline=cut_off, seconds=1) as failure:
+    with broken(launcher, cmdline=cut_off, seconds=3) as failure:
         assert "bad let nobody in over SSH within" in str(failure.value)
         assert "last try: " in failure.value.looked_at[0]
         assert "micro: ready" in str(failure.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvmlab import MakeGuest
+from pytest_kvmlab import Guest, MakeGuest
 from pytest_kvmlab.drivers import qemu_img
 from pytest_kvmlab.errors import ConfigError, GuestError
 from pytest_kvmlab.lab.launch import Launcher
@@ -75,12 +75,29 @@ def test_a_q35_with_everything(make_guest: MakeGuest, tmp_path: Path) -> None:
     assert abs((shown - datetime.now()).total_seconds()) < 60  # noqa: DTZ005  both say the local time
 
 
-def test_a_tpm_is_there(make_guest: MakeGuest, launcher: Launcher) -> None:
+@pytest.fixture
+def with_tpm(make_guest: MakeGuest, launcher: Launcher) -> Guest:
+    """A guest whose kernel has seen its TPM."""
     with launcher.images.use("micro") as image:
         kernel = str(image.boot.kernel)
     chatty = {"kernel": kernel, "cmdline": "console=ttyS0", "login": {"channel": "none"}}
-    guest = make_guest(tpm=True, ready="console:ACPI: TPM2 0x", **chatty)
-    assert "model=tpm-crb" in guest.machine.domain.monitor("info tpm")
+    return make_guest(tpm=True, ready="console:ACPI: TPM2 0x", **chatty)
+
+
+def test_a_tpm_is_there(with_tpm: Guest) -> None:
+    assert "model=tpm-crb" in with_tpm.machine.domain.monitor("info tpm")
+
+
+def test_a_tpm_keeps_its_state_until_the_guest_is_reset(with_tpm: Guest, launcher: Launcher) -> None:
+    (state,) = launcher.host.folder.path.rglob(f"swtpm/{with_tpm.machine.plan.uuid}/tpm2")
+    (state / "mark").touch()
+    with_tpm.crash()
+    assert (state / "tpm2-00.permall").exists()
+    with_tpm.start()
+    assert (state / "mark").exists()
+    with_tpm.reset()
+    assert (state / "tpm2-00.permall").exists()
+    assert not (state / "mark").exists()
 
 
 def test_a_pc_with_old_devices(make_guest: MakeGuest, tmp_path: Path) -> None:

@@ -7,13 +7,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
+from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.lab.hosts import Host, HostChoice, choose_host, open_host
+from pytest_kvmlab.lab.run import capabilities_folder
+from pytest_kvmlab.lab.waits import until
+from pytest_kvmlab.spec.options import resolve_options
 from tests.guest.leftovers import Traces
-from tests.guest.started_run import StartedRun, in_role, is_gone, own_a_run
+from tests.guest.started_run import ROOT, SECONDS, StartedRun, in_role, is_gone, own_a_run
 from tests.guest.unprivileged import Unprivileged
 
 TEST = """
@@ -24,7 +29,8 @@ def test_guest(guest):
     assert guest.succeed("uname -s").strip() == "Linux"
 """
 PYTEST = ("-m", "pytest", "--kvm-lab", "-p", "no:cacheprovider")
-REAP = ("-c", "from pytest_kvmlab.cli import app; app(['reap'])")
+KVMLAB = ("-c", "from pytest_kvmlab.cli import app; app()")
+REAP = (*KVMLAB, "reap")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,25 @@ def test_embedded_guests_that_outlive_everybody_are_reaped(
     assert embedded.traces.left() == {}
 
 
+def test_a_guest_of_the_embedded_driver_is_kept_reached_and_taken_away(nobody: Unprivileged) -> None:
+    traces = Traces.of(nobody.runs)
+    kept = [*nobody.python, *PYTEST, "--kvm-host=embed", "--kvm-keep=always", "test_guest.py"]
+    subprocess.run(kept, check=True, env=nobody.environment, cwd=nobody.home, timeout=240)
+    (run,) = nobody.runs.iterdir()
+    program, *options = [*nobody.python, *KVMLAB, "lab"]
+    shell = pexpect.spawn(
+        program, [*options, "shell", run.name, "guest"], 60, cwd=nobody.home, env=nobody.environment
+    )
+    with shell:
+        shell.sendline("echo it is $(uname -s)")
+        shell.expect("it is Linux\r")
+        shell.sendline("exit")
+        shell.expect(pexpect.EOF)
+    down = [program, *options, "down", run.name]
+    subprocess.run(down, check=True, env=nobody.environment, cwd=nobody.home, timeout=60)
+    assert traces.left_at_last() == {}
+
+
 # A libvirt that is there already
 
 FOREIGN = """
@@ -129,6 +154,47 @@ def test_guests_run_beside_those_of_others_on_a_libvirt_that_is_there(
     assert "1 passed" in told.stdout, told.stdout + told.stderr
     assert list(runs.iterdir()) == []
     assert foreign.state() == "running"
+
+
+@pytest.fixture(scope="module")
+def libvirt_of_the_machine() -> Iterator[tuple[str, int]]:
+    """Its URI, and a process in its namespaces."""
+    isolated = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    with tempfile.TemporaryDirectory(prefix="kvl-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        cache = capabilities_folder(resolve_options({"lab": True}, os.environ, {}))
+        server = [*isolated, sys.executable, "-m", "tests.guest.system_libvirt", folder, str(cache)]
+        with subprocess.Popen(server, cwd=ROOT) as process:
+            address = Path(folder, "sock", "libvirt-sock")
+            try:
+                assert until(lambda: address.exists() or process.poll(), Deadline(SECONDS)) is True
+                init = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+                yield f"qemu+unix:///system?socket={address}", int(init)
+            finally:
+                process.kill()  # unshare does not hear SIGTERM; what it started is killed with it
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_guests_run_where_qemu_has_a_user_of_its_own(
+    libvirt_of_the_machine: tuple[str, int], nobody: Unprivileged, runs: Path, user: str
+) -> None:
+    uri, init = libvirt_of_the_machine
+    python, environment, runs = (
+        (nobody.python, nobody.environment, nobody.runs)
+        if user == "nobody"
+        else ([sys.executable], dict(os.environ), runs)
+    )
+    told = subprocess.run(
+        [*_inside(init), *python, *PYTEST, f"--kvm-host={uri}", "test_guest.py"],
+        check=False,
+        cwd=nobody.home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert "1 passed" in told.stdout, told.stdout + told.stderr
+    assert list(runs.iterdir()) == []
 
 
 def _inside(process: int) -> list[str]:

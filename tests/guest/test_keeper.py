@@ -7,19 +7,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from pytest_kvmlab.deadline import Deadline
-from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.errors import GuestError, HostError
 from pytest_kvmlab.keeper.client import Keeper, dial, end_run
 from pytest_kvmlab.keeper.reap import reap_dead_runs, run_processes
 from pytest_kvmlab.keeper.run_folder import RunFolder, create_run_folder, is_alive
 from pytest_kvmlab.lab.hosts import HostChoice, open_host
 from pytest_kvmlab.lab.waits import until
-from tests.guest.started_run import StartedRun, is_gone, own_a_run
+from tests.guest.started_run import StartedRun, in_role, is_gone, own_a_run
 
 SECONDS = 30.0
 _ROOT = Path(__file__).parents[2]
@@ -121,6 +121,31 @@ def test_a_run_whose_private_host_cannot_start_says_why(
     with pytest.raises(HostError, match="the reason"):
         open_host(HostChoice("private", ""), keeper.folder, worker="main", capabilities=tmp_path)
     keeper.close()
+    assert list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("victim", "how", "reason"),
+    [
+        ("libvirt", signal.SIGKILL, "libvirtd was ended by signal 9; it said: "),
+        ("PID 1", signal.SIGKILL, "its PID 1 ended; it said: "),
+        ("keeper", signal.SIGKILL, r"its keeper \(process \d+\) was killed"),
+        ("keeper", signal.SIGTERM, "the run was ended from outside"),
+    ],
+)
+def test_a_host_that_ends_says_why_whatever_is_asked_of_it(
+    runs: Path, tmp_path: Path, victim: str, how: signal.Signals, reason: str
+) -> None:
+    with closing(Keeper({}, capabilities=tmp_path)) as keeper:
+        host = open_host(HostChoice("private", ""), keeper.folder, worker="main", capabilities=tmp_path)
+        (process,) = in_role(victim, [str(keeper.folder.path)])
+        os.kill(process, how)
+        assert is_gone(process)
+        with closing(host):
+            for ask in (host.connection.versions, lambda: host.dial("127.0.0.1", 1, 5)):
+                with pytest.raises(GuestError, match=reason) as told:
+                    ask()
+                assert told.value.phase == "host"
     assert list(runs.iterdir()) == []
 
 

@@ -11,8 +11,10 @@ import pytest
 
 from pytest_kvmlab.drivers import qemu_img
 from pytest_kvmlab.drivers.ssh_keys import generate_key_pair
-from pytest_kvmlab.lab.build import build, ensure, recipes
+from pytest_kvmlab.lab.build import build, ensure
+from pytest_kvmlab.lab.recipes import recipes
 from pytest_kvmlab.lab.store import Image, Store
+from pytest_kvmlab.spec.manifest import DISKS, INITRD
 from tests.guest.micro_by_hand import SECONDS, ByHand, answer, booted, connected, passed
 
 CARD = ("-nic", "user,model=virtio,hostfwd=tcp:127.0.0.1:0-:22")
@@ -33,7 +35,7 @@ def unwatched(_step: str, _share: float | None) -> None:
 
 
 def settle(guest: ByHand, image: Image) -> None:
-    guest.ask(f"until {image.guest['ready']}; do sleep 0.1; done")
+    guest.ask(f"until {image.manifest.guest['ready']}; do sleep 0.1; done")
 
 
 def test_two_builds_in_different_folders_are_the_same_image(image: Image, tmp_path: Path) -> None:
@@ -51,16 +53,16 @@ def test_an_image_of_the_unchanged_recipe_is_used_at_once(store: Store, image: I
 
 
 def test_building_the_same_again_keeps_the_image(store: Store, image: Image) -> None:
-    made = image.initrd.stat().st_ino
+    made = (image.folder / INITRD).stat().st_ino
     again = build(recipes()["micro"], store, progress=unwatched)
-    assert (again, again.initrd.stat().st_ino) == (image, made)
+    assert (again, (again.folder / INITRD).stat().st_ino) == (image, made)
 
 
 def test_a_built_image_is_whole_small_and_read_only(store: Store, image: Image) -> None:
     store.verify(image)
     assert {file.stat().st_mode & 0o777 for file in image.folder.iterdir()} == {0o444}
-    assert image.initrd.stat().st_size < 25e6
-    assert qemu_img.inspect_untrusted(image.disk) == "qcow2"
+    assert (image.folder / INITRD).stat().st_size < 25e6
+    assert qemu_img.inspect_untrusted(image.folder / DISKS["qcow2"]) == "qcow2"
 
 
 def test_the_guest_finds_its_disk_network_sound_and_usb_devices(image: Image, tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def patched(image: Path, offset: int, content: bytes) -> Path:
     ("make", "complaint"),
     [
         (missing, "No such file"),
-        (a_folder, "not a regular file|Is a directory"),
-        (a_pipe, "not a regular file"),
+        (a_folder, "neither a regular file|Is a directory"),
+        (a_pipe, "neither a regular file"),
         (empty, "is empty"),
         (header_only, "truncated within its header"),
         (truncated, "truncated"),

@@ -21,10 +21,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import paramiko
 import pexpect
 import pytest
 
+from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.ssh import LEARN, Login, SshChannel, SshLost, SshNotReady
+from pytest_kvmlab.drivers.ssh_connection import SshConnection
 from pytest_kvmlab.drivers.ssh_keys import HostKey, KeyPair, generate_key_pair
 from pytest_kvmlab.errors import CommandFailed, GuestError, WaitTimeout
 
@@ -393,6 +396,29 @@ def test_no_command_runs_twice_while_others_end(ssh: SshChannel, tmp_path: Path)
     assert confirmed <= ran <= 50
     assert confirmed > 40
     assert ssh.connected
+
+
+@pytest.mark.parametrize(("asked", "starts"), [(False, 3), (True, 1)])
+def test_only_a_channel_that_was_asked_nothing_is_opened_anew(
+    ssh: SshChannel, asked: bool, starts: int
+) -> None:
+    """What a dropbear does now and then is done here each time, by closing the channel ourselves."""
+    seen = []
+
+    def start(channel: paramiko.Channel) -> None:
+        seen.append(channel)
+        if asked:
+            channel.exec_command("true")
+            raise paramiko.SSHException("Channel closed.")
+        if len(seen) < 3:
+            channel.close()
+        channel.exec_command("true")
+
+    connection = SshConnection(ssh.client, "web")
+    with suppress(paramiko.SSHException), connection.session(start, Deadline(10)) as channel:
+        assert channel.recv_exit_status() == 0
+    assert len(seen) == starts
+    assert ssh.run("true").ok
 
 
 def test_transfers_and_commands_alternate(ssh: SshChannel, tmp_path: Path) -> None:

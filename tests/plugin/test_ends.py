@@ -1,5 +1,7 @@
 """A run that ends before its tests do: the guests go with it, and nothing is left."""
 
+import json
+import os
 import signal
 import subprocess
 import time
@@ -7,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.plugin.project import Project, finished
+from tests.plugin.project import Project, finished, section_of
 
 HANGS = """
 import pytest
@@ -27,6 +29,17 @@ import pathlib, time, pytest
 def test_waits(guest):
     pathlib.Path("up").touch()
     time.sleep(1000)
+"""
+
+LOSES_ITS_HOST = """
+import pathlib, time, pytest
+pytestmark = pytest.mark.kvm(image="micro")
+
+def test_asks(guest):
+    pathlib.Path("up").touch()
+    guest.run("sleep 1000", timeout=1000)
+
+def test_next(guest): ...
 """
 
 
@@ -53,6 +66,36 @@ def test_ctrl_c_ends_the_guest_with_the_run(project: Project, moment: str) -> No
     result = finished(process)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert result.duration < 20
+
+
+def test_ctrl_c_ends_the_guests_of_workers_with_the_run(project: Project) -> None:
+    project.write("test_it.py", WAITS)
+    process = project.start("--kvm-lab", "-n2")
+    wait_until(lambda: moment_has_come(project, process, "up"))
+    process.send_signal(signal.SIGINT)
+    result = finished(process)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert result.duration < 20
+
+
+def test_a_run_whose_keeper_is_killed_says_so_in_each_test(project: Project) -> None:
+    project.write("test_it.py", LOSES_ITS_HOST)
+    process = project.start("--kvm-lab")
+    wait_until(lambda: moment_has_come(project, process, "up"))
+    keeper = keeper_of(project)
+    os.kill(keeper, signal.SIGKILL)
+    result = finished(process)
+    for test in ("test_asks", "test_next"):
+        told = section_of(str(result.stdout), test)
+        assert f"ended, and its guests with it: its keeper (process {keeper}) was killed" in told
+        assert "what to do: run the tests again" in told
+        assert "in phase 'host': this is no verdict" in told
+    assert "client socket is closed" not in str(result.stdout)
+
+
+def keeper_of(project: Project) -> int:
+    (record,) = project.runs.glob("*/keeper.json")
+    return int(json.loads(record.read_text())["pid"])
 
 
 def moment_has_come(project: Project, process: subprocess.Popen[str], moment: str) -> bool:

@@ -50,7 +50,7 @@ def test_without_the_library_of_libvirt_the_remedy_is_told(project: Project) -> 
     project.write("test_it.py", TESTS)
     result = project.pytest("--kvm-lab", PYTHONPATH=str(project.folder))
     result.assert_outcomes(errors=3, passed=1)
-    result.stdout.fnmatch_lines(["HostError: *libvirt.so.0: cannot open*", "*pip install libvirt-python*"])
+    result.stdout.fnmatch_lines(["HostError: *libvirt.so.0: cannot open*", "*apt install libvirt0*"])
 
 
 def test_an_unreachable_libvirt_is_an_error_of_every_test(project: Project) -> None:

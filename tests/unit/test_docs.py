@@ -19,16 +19,22 @@ from pytest_kvmlab.journal import Event
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.plugin.facts import HostFacts
 from pytest_kvmlab.spec.access import LoginKeys
+from pytest_kvmlab.spec.application import LabApp
 from pytest_kvmlab.spec.guest import DiskKeys, GuestKeys, Keys, NetworkKeys
 from pytest_kvmlab.spec.labfile import LabGuest, load_lab
+from pytest_kvmlab.spec.manifest import _FILES as FILES
+from pytest_kvmlab.spec.manifest import Manifest
 from pytest_kvmlab.spec.marker import KvmMark, WrittenMark, merge_marks
+from pytest_kvmlab.spec.network import LabNetwork, NetworkMode
 from pytest_kvmlab.spec.options import OPTIONS
+from pytest_kvmlab.spec.recipe import RecipeKeys
 from pytest_kvmlab.spec.resolved import resolve_guest
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 KEYS = (REFERENCE / "mark-and-lab-file.md").read_text()
+LAB_FILE = (REFERENCE / "lab-file.md").read_text()
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -62,35 +68,52 @@ def own(model: type[Keys], base: type[Keys]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("title", "keys"),
+    ("page", "title", "keys"),
     [
-        ("Keys of a guest", set(GuestKeys.model_fields)),
-        ("A network card", set(NetworkKeys.model_fields)),
-        ("A disk", set(DiskKeys.model_fields)),
-        ("Login", set(LoginKeys.model_fields)),
-        ("Only in a mark", own(KvmMark, GuestKeys)),
-        ("Only in a lab file", own(LabGuest, GuestKeys)),
+        (KEYS, "Keys of a guest", set(GuestKeys.model_fields)),
+        (KEYS, "A network card", set(NetworkKeys.model_fields)),
+        (KEYS, "A disk", set(DiskKeys.model_fields)),
+        (KEYS, "Login", set(LoginKeys.model_fields)),
+        (KEYS, "Only in a mark", own(KvmMark, GuestKeys)),
+        (KEYS, "Only in a lab file", own(LabGuest, GuestKeys)),
+        (LAB_FILE, "A network", set(LabNetwork.model_fields) | set(get_args(NetworkMode))),
+        (LAB_FILE, "An application", set(LabApp.model_fields)),
     ],
 )
-def test_the_reference_has_exactly_the_keys_that_there_are(title: str, keys: set[str]) -> None:
-    assert rows(section(KEYS, title)).keys() == keys
+def test_the_reference_has_exactly_the_keys_that_there_are(page: str, title: str, keys: set[str]) -> None:
+    assert rows(section(page, title)).keys() == keys
 
 
 @pytest.mark.parametrize(
-    ("title", "model"),
+    ("page", "title", "model"),
     [
-        ("Keys of a guest", GuestKeys),
-        ("A network card", NetworkKeys),
-        ("A disk", DiskKeys),
-        ("Login", LoginKeys),
+        (KEYS, "Keys of a guest", GuestKeys),
+        (KEYS, "A network card", NetworkKeys),
+        (KEYS, "A disk", DiskKeys),
+        (KEYS, "Login", LoginKeys),
+        (LAB_FILE, "A network", LabNetwork),
+        (LAB_FILE, "An application", LabApp),
     ],
 )
-def test_the_reference_has_every_word_that_a_key_may_be(title: str, model: type[Keys]) -> None:
-    described = rows(section(KEYS, title))
+def test_the_reference_has_every_word_that_a_key_may_be(page: str, title: str, model: type[Keys]) -> None:
+    described = rows(section(page, title))
     for key, field in model.model_fields.items():
         # A list of tables has a section of its own for the words in them.
         missing = {word for word in choices(field.annotation) if f"`{word}`" not in described[key]}
         assert not missing, f"{key}: {missing}"
+
+
+@pytest.mark.parametrize("model", get_args(RecipeKeys), ids=lambda model: str(model.__name__))
+def test_the_reference_has_exactly_the_keys_of_a_recipe(model: type[Keys]) -> None:
+    (kind,) = choices(model.model_fields["kind"].annotation)
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    assert rows(section((REFERENCE / "recipes.md").read_text(), f"Kind `{kind}`")).keys() == keys
+
+
+def test_the_reference_has_exactly_the_keys_and_files_of_a_manifest() -> None:
+    page = section((REFERENCE / "store.md").read_text(), "The manifest")
+    assert rows(page.split("| file |")[0]).keys() == set(Manifest.model_fields)
+    assert [file for file in FILES if f"`{file}`" not in page] == []
 
 
 @pytest.mark.parametrize("key", ["vcpus", "memory", "machine", "firmware", "clock", "video"])

@@ -36,7 +36,7 @@ def test_a_guest_that_says_only_its_image_has_defaults() -> None:
         True,
         False,
         "vga",
-        ("disk",),
+        (),
     )
     assert (plain.login.user, plain.login.channel, plain.host_key) == ("root", "ssh", GeneratedHostKey())
 
@@ -51,7 +51,7 @@ def test_a_guest_without_an_image_is_refused() -> None:
     [
         ({"memroy": "1GiB"}, "memroy: unknown key (did you mean 'memory'?)"),
         ({"usb": ["0a5e:2110"]}, "usb: unknown key"),
-        ({"seed": "x"}, "seed: unknown key"),
+        ({"seed": "yes"}, "seed: "),
         ({"after": ["db"]}, "after: unknown key"),
         ({"machine": "q53"}, "did you mean 'q35'?"),
         ({"vcpus": 0}, "vcpus: "),
@@ -63,7 +63,10 @@ def test_a_guest_without_an_image_is_refused() -> None:
         ({"tpm": "1.2"}, "tpm: "),
         ({"boot": ["disk", "disk"]}, "boot: names a device twice"),
         ({"networks": [{"mode": "nat"}]}, "networks[0].mode: "),
-        ({"networks": [{"name": "campus"}]}, "networks[0].name: unknown key"),
+        ({"networks": ["campus"]}, "networks[0].name: no network 'campus' is made for this guest"),
+        ({"networks": ["Campus"]}, "networks[0]: a network's name is a lower-case letter"),
+        ({"networks": [{"name": "campus", "mode": "user"}]}, "networks[0]: has a name and a mode"),
+        ({"networks": [{"address": "10.77.0.10"}]}, "networks[0]: has an address, but no network"),
         ({"networks": [{"mac": "53:54:00:12:34:56"}]}, "multicast"),
         ({"networks": [{"mac": "00:00:00:00:00:00"}]}, "networks[0].mac: should be a MAC address"),
         ({"networks": [{"mac": "52-54-00-12-34-56"}]}, "networks[0].mac: should be a MAC address"),
@@ -88,6 +91,9 @@ def test_a_wrong_key_is_named_with_what_is_right(written: dict[str, object], sai
 def test_a_wrong_password_is_never_shown() -> None:
     assert "geheim" not in refusal(login={"password": "geheim", "key": "id"})
     assert "geheim" not in repr(spec(login={"password": "geheim"}))
+    told = refusal(login={"password": "geheim\nroot:geheim"})
+    assert "login.password: has a line break" in told
+    assert "geheim" not in told
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,9 @@ def test_a_damaged_host_key_is_refused(written: str) -> None:
         ({"tpm": True}, "no TPM"),
         ({"video": "vga"}, "no display"),
         ({"boot": ["network"]}, "no network boot"),
+        ({"bios_serial": True}, "no BIOS"),
         ({"networks": [{}] * 6}, "places for 8 virtio devices"),
+        ({"networks": [{}] * 5, "seed": True}, "places for 8 virtio devices"),
     ],
 )
 def test_a_microvm_refuses_what_it_cannot_have(written: dict[str, object], said: str) -> None:
@@ -175,9 +183,11 @@ def test_a_microvm_refuses_what_it_cannot_have(written: dict[str, object], said:
             {"machine": "pc", "cdrom": "a.iso", "disks": [{"size": "1GiB", "bus": "ide"}] * 4},
             "places for 4 drives",
         ),
-        ({"boot": ["cdrom"]}, "there is none"),
         ({"boot": ["network"], "networks": []}, "has no network card"),
         ({"networks": [], "login": {"channel": "ssh"}}, "login is over SSH"),
+        ({"firmware": "uefi", "bios_serial": True}, "bios_serial needs firmware 'bios'"),
+        ({"seed": True, "login": {"user": "LAB\\ada"}}, "whose name no account can have"),
+        ({"seed": True, "login": {"user": "-r"}}, "whose name no account can have"),
     ],
 )
 def test_keys_that_exclude_each_other_are_refused(written: dict[str, object], said: str) -> None:
@@ -191,6 +201,18 @@ def test_a_microvm_is_headless_and_full_to_its_last_place() -> None:
 
 def test_a_guest_without_network_is_reached_over_its_serial_line() -> None:
     assert spec(networks=[]).login.channel == "serial"
+
+
+def test_a_card_in_a_network_of_the_lab_says_its_name() -> None:
+    card = {"name": "campus", "address": "10.77.0.10"}
+    asked = keys(image="micro", networks=["campus", card])
+    cards = resolve_guest(asked, source="here", networks=["campus"]).networks
+    assert [(card.name, str(card.address)) for card in cards] == [
+        ("campus", "None"),
+        ("campus", "10.77.0.10"),
+    ]
+    with pytest.raises(ConfigError, match=r"networks\[0\]\.name: .* \(did you mean 'campsu'\?\)"):
+        resolve_guest(asked, source="here", networks=["campsu"])
 
 
 def test_a_mac_address_is_kept_in_lower_case() -> None:

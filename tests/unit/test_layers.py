@@ -17,7 +17,7 @@ PACKAGE = Path(pytest_kvmlab.__file__).parent
 
 # Lowest first: a room imports from the layers below its own, never from above nor from its neighbours.
 LAYERS = (
-    ("errors", "deadline", "journal"),
+    ("errors", "deadline", "journal", "progress"),
     ("spec",),
     ("plan", "drivers"),
     ("keeper", "checks"),

@@ -4,7 +4,9 @@ import pytest
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.spec.guest import merge
+from pytest_kvmlab.spec.labfile import LabSpec, load_lab
 from pytest_kvmlab.spec.marker import KvmMark, WrittenMark, merge_marks
+from pytest_kvmlab.spec.selection import select_guest
 
 
 def mark(where: str = "test_wiki.py::test_login", *args: object, **kwargs: object) -> WrittenMark:
@@ -46,3 +48,39 @@ def test_a_wrong_mark_is_named_with_its_place(written: WrittenMark, said: str) -
     with pytest.raises(ConfigError) as caught:
         merge_marks([mark(image="micro"), written])
     assert str(caught.value).startswith(f"mark 'kvm' of test_wiki.py::test_login: {said}")
+
+
+def lab(folder: Path) -> LabSpec:
+    file = folder / "wiki.lab.toml"
+    file.write_text("""
+        [network.campus]
+        mode = "nat"
+        subnet = "10.77.0.0/24"
+        [guest.web]
+        networks = ["campus"]
+        [guest.db]
+        networks = [{ name = "campus", address = "10.77.0.20" }]
+    """)
+    return load_lab(file)
+
+
+def test_a_mark_puts_its_guest_into_other_networks_of_the_lab(tmp_path: Path) -> None:
+    asked = merge_marks([mark(guest="web", networks=[{"name": "campus", "address": "10.77.0.10"}])])
+    _, keys = select_guest(asked, lab(tmp_path), where="test_login")
+    assert [str(card.address) for card in keys.networks or ()] == ["10.77.0.10"]
+
+
+@pytest.mark.parametrize(
+    ("networks", "said"),
+    [
+        (["campsu"], "no network is called 'campsu' (did you mean 'campus'?)"),
+        ([{"name": "campus", "address": "10.77.0.20"}], "have one address, 10.77.0.20"),
+    ],
+)
+def test_a_mark_that_conflicts_with_its_lab_is_refused(
+    tmp_path: Path, networks: list[object], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        select_guest(merge_marks([mark(guest="web", networks=networks)]), lab(tmp_path), where="test_login")
+    assert str(caught.value).startswith("test_login: guest.web.networks[0]")
+    assert said in str(caught.value)

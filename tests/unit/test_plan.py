@@ -6,6 +6,7 @@ import pytest
 from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.plan.guest import (
     BootSource,
+    CdromPlan,
     CpuPlan,
     DiskFile,
     GuestPlan,
@@ -70,6 +71,24 @@ def test_a_card_keeps_the_mac_address_that_it_was_given() -> None:
     assert [card.netdev for card in cards] == ["hostua-nic0", "hostua-nic1"]
 
 
+def test_what_the_firmware_is_told_to_boot_goes_before_the_images_kernel() -> None:
+    assert plan(KERNEL, boot=["disk"]).boot is None
+    assert plan(KERNEL, boot=["disk"], kernel="/my/vmlinuz").boot is not None
+
+
+def test_the_disc_of_an_image_is_in_the_drive_unless_the_guest_has_its_own() -> None:
+    disc = BootSource(cdrom=Path("/store/cdrom.iso"))
+    own = plan(disc, cdrom="/iso/mine.iso").cdrom
+    assert plan(disc).cdrom == CdromPlan(Path("/store/cdrom.iso"), "sata", "sda", 2)
+    assert own is not None
+    assert own.file == Path("/iso/mine.iso")
+
+
+def test_a_boot_from_a_disc_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is none in image"):
+        plan(DISK, boot=["cdrom"])
+
+
 def test_disks_are_named_in_their_series_and_only_the_first_is_booted() -> None:
     run = replace(RUN, disks=(DiskFile(Path("/run/1.raw"), "raw"), DiskFile(Path("/run/2.raw"), "raw")))
     made = plan(
@@ -85,6 +104,20 @@ def test_disks_are_named_in_their_series_and_only_the_first_is_booted() -> None:
     ]
     assert made.cdrom is not None
     assert (made.cdrom.target, made.cdrom.boot_order) == ("sdb", 1)
+
+
+def test_the_seed_is_the_last_disk_is_only_read_and_is_never_booted() -> None:
+    seeded = replace(RUN, disks=(DiskFile(Path("/run/1.raw"), "raw"),), seed=Path("/run/seed.img"))
+    *_, seed = plan(run=seeded, disks=[{"size": "1GiB"}]).disks
+    assert (seed.file, seed.target, seed.read_only) == (DiskFile(Path("/run/seed.img"), "raw"), "vdc", True)
+    (alone,) = plan(BootSource(cdrom=Path("/store/cdrom.iso")), replace(seeded, disks=())).disks
+    assert (alone.target, alone.boot_order) == ("vda", None)
+
+
+def test_a_microvm_has_no_drive_for_the_disc_of_an_image() -> None:
+    disc = BootSource(kernel=Path("/store/vmlinux"), cdrom=Path("/store/cdrom.iso"))
+    with pytest.raises(ConfigError, match="microvm' has no CD-ROM drive"):
+        plan(disc, replace(RUN, accel="kvm"), machine="microvm")
 
 
 def test_each_extra_disk_needs_its_file() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pytest_kvmlab.errors import ConfigError
-from pytest_kvmlab.lab.build import recipe_digest, recipes
-from pytest_kvmlab.spec.recipe import load_recipe
+from pytest_kvmlab.lab.recipes import recipe_digest, recipes
+from pytest_kvmlab.spec.recipe import InitramfsKeys, load_recipe
 
 RECIPE = """
 kind = "initramfs"
@@ -36,6 +36,7 @@ def test_the_shipped_recipes_are_valid() -> None:
 
 def test_the_folder_names_the_image(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path / "tiny", RECIPE))
+    assert isinstance(recipe.keys, InitramfsKeys)
     assert (recipe.name, recipe.keys.data.size, recipe.guest) == ("tiny", 64 * 2**20, {"memory": "256MiB"})
 
 

@@ -1,5 +1,6 @@
 """The image store, with small files in place of kernels: its promises do not depend on their content."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -10,8 +11,9 @@ import pytest
 from pytest_kvmlab.errors import ImageError
 from pytest_kvmlab.lab.build import ensure
 from pytest_kvmlab.lab.store import Image, Store, record
-from pytest_kvmlab.spec.manifest import DISK, INITRD, KERNEL, Manifest
+from pytest_kvmlab.spec.manifest import DISKS, INITRD, KERNEL, Manifest
 
+DISK = DISKS["qcow2"]
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
 
@@ -34,13 +36,13 @@ def files(folder: Path, content: bytes) -> Path:
 def manifest(folder: Path, name: str, identity: str) -> Manifest:
     return Manifest(
         name=name,
+        kind="initramfs",
         identity=identity,
         recipe="0" * 64,
         packages={"busybox-static": "1"},
         kernel_version="6.1",
         files={KERNEL: record(folder / KERNEL), INITRD: record(folder / INITRD), DISK: record(folder / DISK)},
         cmdline="quiet",
-        disk_format="qcow2",
         guest={"memory": "256MiB"},
     )
 
@@ -54,7 +56,7 @@ def test_a_published_image_is_found_as_it_was_published(store: Store) -> None:
     image = put(store)
     assert store.find("tiny") == image
     assert store.images() == (image,)
-    assert image.kernel.read_bytes() == b"kernel"
+    assert (image.folder / KERNEL).read_bytes() == b"kernel"
     store.verify(image)
 
 
@@ -79,11 +81,11 @@ def test_a_changed_file_is_named(store: Store, file: str) -> None:
 
 def test_a_truncated_or_missing_file_is_seen_without_reading_it(store: Store) -> None:
     image = put(store)
-    image.initrd.chmod(0o644)
-    os.truncate(image.initrd, 3)
+    (image.folder / INITRD).chmod(0o644)
+    os.truncate(image.folder / INITRD, 3)
     with pytest.raises(ImageError, match="initrd: its size is wrong"):
         store.find("tiny")
-    image.initrd.unlink()
+    (image.folder / INITRD).unlink()
     with pytest.raises(ImageError, match="initrd: it is missing"):
         store.find("tiny")
 
@@ -97,18 +99,27 @@ def test_a_damaged_manifest_is_refused(store: Store, text: str) -> None:
         store.find("tiny")
 
 
-def test_a_manifest_without_all_files_is_refused(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([INITRD], "nothing that a guest could boot"),
+        ([KERNEL, "../../etc/passwd"], "no image has"),
+        ([*DISKS.values()], "two disks"),
+    ],
+)
+def test_a_manifest_with_impossible_files_is_refused(store: Store, names: list[str], told: str) -> None:
     with store.building("tiny", waiting=never) as folder:
         whole = manifest(files(folder / "image", b"kernel"), "tiny", A)
-        kernel_alone = whole.model_copy(update={"files": {KERNEL: whole.files[KERNEL]}})
-        with pytest.raises(ImageError, match="no others"):
-            store.publish(folder / "image", kernel_alone)
+        record = whole.files[KERNEL]
+        impossible = whole.model_copy(update={"files": dict.fromkeys(names, record)})
+        with pytest.raises(ImageError, match=told):
+            store.publish(folder / "image", impossible)
 
 
 def test_a_damaged_image_is_replaced(store: Store) -> None:
     image = put(store)
-    image.kernel.chmod(0o644)
-    image.kernel.write_bytes(b"broken")
+    (image.folder / KERNEL).chmod(0o644)
+    (image.folder / KERNEL).write_bytes(b"broken")
     assert store.intact(A) is None
     assert put(store) == image
     store.verify(image)
@@ -143,10 +154,10 @@ def test_a_superseded_image_goes_when_no_guest_uses_it(store: Store) -> None:
     old = put(store, identity=A)
     with old.lock_shared():
         new = put(store, identity=B, content=b"newer")
-        assert old.kernel.read_bytes() == b"kernel"
+        assert (old.folder / KERNEL).read_bytes() == b"kernel"
     assert store.find("tiny") == new
     store_again = put(store, "other", identity=C)
-    assert {path.name for path in (store.root / "images").iterdir()} == {B, store_again.folder.name}
+    assert {path.name for path in store.folders()} == {B, store_again.folder.name}
 
 
 def test_a_damaged_image_in_use_is_not_replaced(store: Store) -> None:
@@ -165,9 +176,7 @@ def test_the_lock_of_an_image_ends_with_its_block(store: Store) -> None:
     image = put(store)
     with image.lock_shared():
         pass
-    descriptor = os.open(image.folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(descriptor)
+    assert store.in_use(image.folder) is False
 
 
 def test_a_store_that_cannot_be_made_names_the_option(tmp_path: Path) -> None:
@@ -184,3 +193,56 @@ def test_a_full_disk_is_told_as_such(store: Store) -> None:
 def test_an_unknown_image_names_the_nearest_one(store: Store) -> None:
     with pytest.raises(ImageError, match="did you mean 'micro'"):
         ensure("mirco", store, progress=lambda _step, _share: never())
+
+
+def test_a_file_system_without_locks_is_told_as_such(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = put(store)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)  # no file system of this machine can be made to refuse
+    with pytest.raises(ImageError, match=r"has no locks.*\n(.*\n)*.*--kvm-store"), image.lock_shared():
+        pass
+    with pytest.raises(ImageError, match="has no locks"):
+        put(store)
+
+
+def test_an_image_is_dated_when_somebody_begins_to_use_it(store: Store) -> None:
+    image = put(store)
+    os.utime(image.lock_file, (1, 1))
+    with image.lock_shared():
+        assert image.lock_file.stat().st_mtime > 1
+
+
+def test_what_got_a_name_meanwhile_is_not_removed(store: Store) -> None:
+    old = put(store, identity=A)
+    with old.lock_shared():
+        put(store, identity=B)
+        assert not store.remove(old.folder)
+    with store.building("tiny", waiting=never):
+        store.name(old)
+    assert not store.remove(old.folder)
+    assert store.find("tiny") == old
+    assert store.remove(old.folder, named=True)
+    assert store.names() == ()
+
+
+def test_an_image_that_is_being_built_anew_is_not_removed(store: Store) -> None:
+    image = put(store)
+    with store.building("tiny", waiting=never):
+        assert not store.remove(image.folder, named=True)
+    assert store.find("tiny") == image
+
+
+def test_a_file_of_an_image_leads_to_it(store: Store, tmp_path: Path) -> None:
+    image = put(store)
+    assert store.holder(image.folder / KERNEL) == image
+    assert store.holder(tmp_path / "elsewhere") is None
+
+
+def test_verifying_tells_how_far_it_is(store: Store) -> None:
+    shares: list[float | None] = []
+    store.verify(put(store, content=b"x" * 1000), lambda _step, share: shares.append(share))
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0

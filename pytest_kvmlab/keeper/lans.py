@@ -1,0 +1,170 @@
+"""The owner's end of a lan: open the networks of a lab, reach what is in them, close them."""
+
+import contextlib
+import socket
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.lan_request import LanRequest, as_document
+from pytest_kvmlab.keeper.protocol import Dial, OpenLan, ask, ask_for, hear, say
+from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.keeper.uplink import lead_out
+
+_OPEN_SECONDS = 60.0
+_CLOSE_SECONDS = 30.0
+_ANSWER_SECONDS = 5.0
+
+
+def open_lan(folder: RunFolder, request: LanRequest) -> "Lan":
+    """Make the networks of one use of a lab, on a run's private host.
+
+    Args:
+        folder: the run's folder; its private host answers already.
+        request: the networks.
+
+    Returns:
+        The lan; its networks end with it, and with this process.
+
+    Raises:
+        HostError: the keeper is gone, a program is missing, or the kernel refuses.
+    """
+    with contextlib.ExitStack() as undo:
+        line = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            why = _asked(line, folder, request)
+        except OSError as error:
+            why = str(error) or "its process ended without a word"
+        if why:
+            raise HostError(f"the networks of the lab cannot be made: {why}", looked_at=[folder.host_log])
+        lan = Lan(folder, request, line)
+        undo.callback(lan.close)
+        lan.lead_out()
+        undo.pop_all()
+    return lan
+
+
+def _asked(line: socket.socket, folder: RunFolder, request: LanRequest) -> str:
+    """Ask for networks, and wait for them; why there are none, empty if they are there."""
+    line.settimeout(_OPEN_SECONDS)
+    line.connect(str(folder.keeper_socket))
+    say(line, asdict(OpenLan(request.lan)))
+    hear(line)  # its process is there
+    say(line, as_document(request))
+    answer, _ = hear(line)
+    return str(answer.get("error", ""))
+
+
+class Lan:
+    """The networks of one use of a lab, while they are there.
+
+    Attributes:
+        request: what they are.
+    """
+
+    def __init__(self, folder: RunFolder, request: LanRequest, line: socket.socket) -> None:
+        self.request = request
+        self._folder = folder.lan(request.lan)
+        self._line = line
+        self._way_out: subprocess.Popen[bytes] | None = None
+
+    def lead_out(self) -> None:
+        """Start the way out, if one of the networks has an uplink.
+
+        Raises:
+            HostError: slirp4netns is missing, or cannot do it.
+        """
+        if any(network.uplink for network in self.request.networks):
+            _, passes = self._ask("passes")
+            self._way_out = lead_out(passes, self._folder / "uplink.log")
+
+    @property
+    def bridges(self) -> dict[str, str]:
+        """The bridge of each network, in the private host, by the network's name in the lab."""
+        return {network.name: network.bridge for network in self.request.networks}
+
+    def dial(self, address: str, port: int, timeout: float) -> socket.socket:
+        """Open a TCP connection to a guest.
+
+        Args:
+            address: an IPv4 address in one of the networks.
+            port: a TCP port.
+            timeout: seconds for the connection to be accepted.
+
+        Returns:
+            The connected socket; it keeps working here (network_namespaces(7)).
+
+        Raises:
+            OSError: nobody accepts there, or not in time.
+            HostError: the networks are gone.
+        """
+        try:
+            answer, descriptor = ask(self._socket, Dial(address, port, timeout))
+        except (FileNotFoundError, ConnectionError) as error:
+            raise self._gone(error) from error
+        if descriptor is None:
+            raise OSError(answer.get("errno") or 0, answer.get("error", "no reason given"))
+        return socket.socket(fileno=descriptor)
+
+    def addresses(self) -> dict[str, str]:
+        """Tell which network card has taken which address.
+
+        Returns:
+            Addresses by MAC, in small letters.
+
+        Raises:
+            HostError: the networks are gone.
+        """
+        answer, _ = self._ask("addresses")
+        return {mac: str(address) for mac, address in answer.items()}
+
+    def keep(self) -> None:
+        """Leave the networks to the run. They do not end with this process any more.
+
+        Raises:
+            HostError: they are gone.
+        """
+        try:
+            self._line.sendall(b"keep\n")
+        except OSError as error:
+            raise self._gone(error) from error
+        self._line.close()
+        if self._way_out:
+            # It is meant to run on; without this Popen would warn of it when it is forgotten.
+            self._way_out.returncode = 0
+
+    def close(self) -> None:
+        """Take the networks down, unless they are kept; those that are gone are as good.
+
+        Raises:
+            HostError: they do not come to an end.
+        """
+        if self._line.fileno() < 0:
+            return
+        with self._line as line:
+            line.settimeout(_CLOSE_SECONDS)
+            try:
+                line.sendall(b"end\n")
+                while line.recv(100):
+                    pass
+            except TimeoutError as error:
+                raise HostError(f"the networks at {self._folder} do not end", "run: kvmlab reap") from error
+            except OSError:
+                pass  # killed, perhaps; its networks go with the run
+        if self._way_out:
+            self._way_out.wait(_CLOSE_SECONDS)
+
+    def _ask(self, what: str) -> tuple[dict[str, Any], list[int]]:
+        try:
+            return ask_for(self._socket, {"tell": what}, timeout=_ANSWER_SECONDS)
+        except OSError as error:
+            raise self._gone(error) from error
+
+    @property
+    def _socket(self) -> Path:
+        return self._folder / "sock"
+
+    def _gone(self, error: OSError) -> HostError:
+        return HostError(f"the networks of the lab are gone: {error}", looked_at=[self._socket])

@@ -1,0 +1,57 @@
+"""The recipes at hand, and how one is told from another."""
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+
+from pytest_kvmlab.spec.recipe import RECIPE_FILE
+
+# Part of every image's identity: raise it whenever this package builds other bytes of the same recipe.
+BUILDER = 2
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with this package.
+
+    Returns:
+        The folder of each by the name of its image.
+    """
+    shipped = Path(str(resources.files("pytest_kvmlab").joinpath("images")))
+    return {file.parent.name: file.parent for file in sorted(shipped.glob(f"*/{RECIPE_FILE}"))}
+
+
+def recipe_digest(folder: Path) -> str:
+    """Say which recipe this is.
+
+    Args:
+        folder: the folder of a recipe.
+
+    Returns:
+        A hexadecimal digest of its files and of the builder's format.
+    """
+    digests = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in _files(folder)}
+    return _digest(json.dumps([BUILDER, digests], sort_keys=True).encode())
+
+
+def identity(name: str, folder: Path, *inputs: object) -> str:
+    """Say what an image is made of.
+
+    Args:
+        name: the image's name.
+        folder: the folder of its recipe.
+        inputs: what else its bytes depend on, such as exact packages, or its parent; anything JSON can hold.
+
+    Returns:
+        A hexadecimal digest.
+    """
+    return _digest(json.dumps([name, recipe_digest(folder), *inputs]).encode())
+
+
+def _files(folder: Path) -> list[Path]:
+    """Leaves out what editors leave behind."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith("~")]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,251 @@
+"""Networks of a lab on a private host: who reaches whom, and that nothing of them is left."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from subprocess import PIPE, Popen
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.client import Keeper
+from pytest_kvmlab.keeper.lan_request import LanHost, LanNetwork, LanRequest
+from pytest_kvmlab.keeper.lans import Lan, open_lan
+from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.lab.build import ensure
+from pytest_kvmlab.lab.hosts import Host, HostChoice, open_host
+from pytest_kvmlab.lab.run import capabilities_folder, open_store
+from pytest_kvmlab.lab.store import Image
+from pytest_kvmlab.lab.waits import until
+from pytest_kvmlab.spec.options import resolve_options
+from tests.guest.campus import WORD, campus
+from tests.guest.lan_guests import SECONDS, Card, booted
+from tests.guest.leftovers import Traces, processes_of
+from tests.guest.started_run import ROOT, in_role
+from tests.guest.unprivileged import Unprivileged
+
+OPTIONS = resolve_options({"lab": True}, os.environ, {})
+WEB = LanHost("52:54:00:00:00:01", "10.77.0.10", "web")
+DB = LanHost("52:54:00:00:00:02", "10.77.0.20", "db")
+CAMPUS = LanNetwork("campus", "kbcampus", "10.77.0.1/24", hosts=(WEB, DB))
+CLOSED = LanNetwork(
+    "closed", "kbclosed", "10.77.0.1/24", hosts=(LanHost("52:54:00:00:00:03", tap="ktclosed"),)
+)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """A private host of a run of this module's own."""
+    capabilities = capabilities_folder(OPTIONS)
+    keeper = Keeper({}, capabilities=capabilities)
+    with ExitStack() as ended:
+        ended.callback(keeper.close)
+        opened = open_host(HostChoice("private", ""), keeper.folder, worker="main", capabilities=capabilities)
+        yield ended.enter_context(closing(opened))
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    return ensure("micro", open_store(OPTIONS.store), progress=lambda *_: None)
+
+
+def in_the_run(folder: RunFolder, *command: str) -> str:
+    """Run a program in the network namespace of a private host."""
+    (pid_1,) = in_role("PID 1", [str(folder.path)])
+    user = ["--user", "--preserve-credentials"] if os.geteuid() else []
+    return printed("nsenter", f"--target={pid_1}", *user, "--net", "--", *command)
+
+
+def printed(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def devices(folder: RunFolder) -> list[str]:
+    """Network devices in the private host of a run, without the loopback device."""
+    return [line.split()[0] for line in in_the_run(folder, "ip", "-br", "link").splitlines()][1:]
+
+
+EVERYTHING = [
+    line.split() for line in ("ip -br link", "ip route show table all", "ip rule", "nft list ruleset")
+]
+
+
+def network_of_this_machine() -> list[str]:
+    return [printed(*command) for command in (EVERYTHING if os.geteuid() == 0 else EVERYTHING[:-1])]
+
+
+@contextmanager
+def owned_lan(python: Sequence[str], environment: Mapping[str, str], kind: str) -> Iterator["Popen[str]"]:
+    """A process that owns a run with a network."""
+    command = [*python, "-m", "tests.guest.owned_lan", kind]
+    with Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True, env=environment) as owner:
+        try:
+            yield owner
+        finally:
+            owner.kill()
+
+
+def told(owner: "Popen[str]") -> str:
+    assert owner.stdout is not None
+    return owner.stdout.readline().strip()
+
+
+def asked(owner: "Popen[str]", command: str) -> str:
+    """What a command prints in the owner's guest."""
+    assert owner.stdin is not None
+    owner.stdin.write(f"{command}\n")
+    owner.stdin.flush()
+    return told(owner)
+
+
+# Who reaches whom
+
+
+@pytest.fixture(scope="module")
+def lan(host: Host) -> Iterator[Lan]:
+    with closing(open_lan(host.folder, LanRequest("main", (CAMPUS,)))) as lan:
+        yield lan
+
+
+def test_guests_have_their_addresses_and_reach_each_other_by_name(host: Host, image: Image, lan: Lan) -> None:
+    with (
+        booted(host, image, "web", [Card(CAMPUS, WEB, "ktweb")]) as web,
+        booted(host, image, "db", [Card(CAMPUS, DB, "ktdb")]),
+    ):
+        assert lan.addresses() == {WEB.mac: WEB.address, DB.mac: DB.address}
+        assert web.run("ping -c 1 -W 5 db", timeout=SECONDS).exit_status == 0
+        with lan.dial("10.77.0.20", 22, SECONDS) as line:
+            assert line.recv(4) == b"SSH-"
+        with pytest.raises(ConnectionRefusedError):
+            lan.dial("10.77.0.10", 1, SECONDS)
+
+
+# The world outside
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces that stand for a campus")
+def test_a_guest_reaches_the_world_by_an_uplink_and_the_machine_stays_as_it_is(
+    runs: Path, tmp_path: Path
+) -> None:
+    with campus(tmp_path) as outer:
+        before = [outer.host.run(*command) for command in EVERYTHING]
+        with owned_lan(outer.host.command(sys.executable), dict(os.environ), "uplink") as owner:
+            assert [told(owner), told(owner)] == ["SSH-2.0-", "10.77.0.10"]
+            traces = Traces.of(runs)
+            assert asked(owner, "nc -w 20 192.0.2.1 7 </dev/null") == WORD
+            assert [outer.host.run(*command) for command in EVERYTHING] == before
+            owner.kill()
+        assert traces.left_at_last() == {}
+        assert [outer.host.run(*command) for command in EVERYTHING] == before
+
+
+# A user without rights
+
+# Where udev does not give everybody the device that TAPs are made with, as it usually does.
+_WITH_TUN = 'mknod -m 666 "$0" c 10 200 && mount --bind "$0" /dev/net/tun && exec "$@"'
+
+
+def test_an_unprivileged_user_has_guests_in_a_network_and_nothing_is_left() -> None:
+    with TemporaryDirectory(prefix="kvl-", dir="/tmp") as home:
+        nobody = Unprivileged.prepare(Path(home))
+        as_root = [] if os.geteuid() else ["unshare", "--mount", "sh", "-c", _WITH_TUN, f"{home}/tun"]
+        with owned_lan([*as_root, *nobody.python], nobody.environment, "closed") as owner:
+            assert [told(owner), told(owner)] == ["SSH-2.0-", "10.77.0.10"]
+            traces = Traces.of(nobody.runs)
+            assert {"process", "namespace"} <= traces.left().keys()
+            owner.communicate(timeout=SECONDS)
+        assert traces.left_at_last() == {}
+
+
+# What is left
+
+
+def test_nothing_is_left_of_a_lan_that_is_closed_and_its_name_can_be_used_again(host: Host) -> None:
+    for _ in range(2):
+        lan = open_lan(host.folder, LanRequest("closed", (CLOSED,)))
+        assert set(devices(host.folder)) >= {"kbclosed", "ktclosed"}
+        lan.close()
+        lan.close()
+        assert not {name for name in devices(host.folder) if "closed" in name}
+        assert of_the_lan(host, "closed") == []
+
+
+def test_a_lan_ends_with_its_owner_while_the_run_goes_on(host: Host) -> None:
+    opening = f"""
+import sys
+from pathlib import Path
+from pytest_kvmlab.keeper.lan_request import LanHost, LanNetwork, LanRequest
+from pytest_kvmlab.keeper.lans import open_lan
+from pytest_kvmlab.keeper.run_folder import RunFolder
+lan = open_lan(RunFolder(Path({str(host.folder.path)!r})), LanRequest("closed", ({CLOSED!r},)))
+print(*lan.bridges.values(), flush=True)
+sys.stdin.read()
+"""
+    with Popen([sys.executable, "-c", opening], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "kbclosed\n"
+        worker.kill()
+    assert until(lambda: not of_the_lan(host, "closed") or None, Deadline(SECONDS))
+    assert not {name for name in devices(host.folder) if "closed" in name}
+
+
+@pytest.mark.parametrize("victim", ["owner", "keeper", "PID 1"])
+def test_nothing_is_left_of_a_lan_when_somebody_is_killed(runs: Path, victim: str) -> None:
+    before = network_of_this_machine()
+    with owned_lan([sys.executable], dict(os.environ), "empty") as owner:
+        run = RunFolder(runs / told(owner))
+        traces = Traces.of(runs)
+        assert len(processes_of([f"{run.lan('main')}/"])) == 1  # dnsmasq
+        assert network_of_this_machine() == before
+        for process in [owner.pid] if victim == "owner" else in_role(victim, traces.names):
+            os.kill(process, signal.SIGKILL)
+        owner.communicate(timeout=SECONDS)
+    assert traces.left_at_last() == {}
+    assert network_of_this_machine() == before
+
+
+def of_the_lan(host: Host, name: str) -> list[str]:
+    """The command lines of the processes of a lan: the one that makes it, and those that serve it."""
+    found = processes_of([f"{host.folder.lan(name)}/", f"{host.folder.path} {name}"])
+    return list(found.values())
+
+
+def test_a_kept_lan_outlives_its_owner(host: Host) -> None:
+    kept = LanNetwork("kept", "kbkept", "10.78.0.1/24")
+    lan = open_lan(host.folder, LanRequest("kept", (kept,)))
+    lan.keep()
+    lan.close()
+    with lan.dial("10.78.0.1", 53, SECONDS):
+        assert "kbkept" in devices(host.folder)
+
+
+# What cannot be had
+
+
+def test_a_lan_that_cannot_be_made_says_why_and_leaves_nothing(host: Host) -> None:
+    before = devices(host.folder)
+    second = replace(CLOSED, name="second", bridge="kbsecond", hosts=())
+    with pytest.raises(HostError, match=r"cannot be made: 'dnsmasq [^\0]*Address already in use"):
+        open_lan(host.folder, LanRequest("broken", (CLOSED, second)))
+    assert devices(host.folder) == before
+    assert of_the_lan(host, "broken") == []
+
+
+def test_a_second_lan_of_the_same_name_is_refused_and_the_first_stays(host: Host, lan: Lan) -> None:
+    with pytest.raises(HostError, match="File exists"):
+        open_lan(host.folder, lan.request)
+    with pytest.raises(HostError, match="a device of this name already: kbcampus, kvcampus"):
+        open_lan(host.folder, replace(lan.request, lan="other"))
+    assert lan.addresses() == {}
+
+
+def test_a_lan_of_a_run_that_is_gone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"cannot be made: .*No such file"):
+        open_lan(RunFolder(tmp_path), LanRequest("main", (CLOSED,)))

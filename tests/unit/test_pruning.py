@@ -1,0 +1,177 @@
+"""What a store does without, and what it never gives away."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from pytest_kvmlab.lab.pruning import Pruning, plan_pruning, prune
+from pytest_kvmlab.lab.store import Image, Store, record
+from pytest_kvmlab.spec.manifest import DISKS, KERNEL, LOCK, Manifest
+
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+MIB = 2**20
+NO_LIMIT = 2**60
+NOTHING: Mapping[str, Path] = {}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store, and recipes for all that is put into it unless it is called `mine`."""
+    folders = {name: tmp_path / name for name in ("old", "new", "child")}
+    monkeypatch.setattr("pytest_kvmlab.lab.pruning.recipes", lambda: folders)
+    return Store(tmp_path / "store")
+
+
+def put(store: Store, name: str, identity: str, *, lists: str = "", parent: str | None = None) -> Image:
+    """An image of one MiB and a little."""
+    with store.building(name, waiting=pytest.fail) as folder:
+        image = folder / "image"
+        image.mkdir()
+        (image / KERNEL).write_bytes(os.urandom(MIB))
+        (image / DISKS["raw"]).write_bytes(b"disk")
+        (image / LOCK).write_text(f"busybox 1.35 {lists}\n")
+        manifest = Manifest(
+            name=name,
+            kind="layer" if parent else "debian",
+            identity=identity,
+            parent=parent,
+            files={path.name: record(path) for path in image.iterdir()},
+        )
+        return store.publish(image, manifest)
+
+
+def package(store: Store, digest: str) -> Path:
+    (store.root / "packages").mkdir(exist_ok=True)
+    path = store.root / "packages" / f"{digest}.deb"
+    path.write_bytes(b"package")
+    return path
+
+
+def pruned(store: Store, *, limit: int = NO_LIMIT, named_by: Mapping[str, Path] = NOTHING) -> Pruning:
+    plan = plan_pruning(store, named_by, limit=limit)
+    assert prune(store, plan) == plan.removed
+    return plan
+
+
+def used(image: Image, when: float) -> None:
+    os.utime(image.lock_file, (when, when))
+
+
+def why(plan: Pruning) -> dict[str, str]:
+    return {item.name: item.why for item in plan.kept}
+
+
+def test_a_store_within_its_limit_keeps_all_that_has_a_name(store: Store) -> None:
+    images = put(store, "old", A), put(store, "new", B)
+    assert pruned(store).removed == ()
+    assert store.images() == images[::-1]
+
+
+def test_an_empty_store_has_nothing_to_remove(store: Store) -> None:
+    assert pruned(store, limit=1).removed == ()
+
+
+def test_over_the_limit_the_least_recently_used_goes_first(store: Store) -> None:
+    old, new = put(store, "old", A), put(store, "new", B)
+    used(new, 1000)
+    used(old, 2000)
+    plan = pruned(store, limit=3 * MIB // 2)
+    assert [item.name for item in plan.removed] == ["new"]
+    assert store.images() == (old,)
+    assert plan.after < 3 * MIB // 2 < plan.before
+
+
+def test_using_an_image_makes_it_the_last_to_go(store: Store) -> None:
+    old, new = put(store, "old", A), put(store, "new", B)
+    used(old, 1000)
+    used(new, 2000)
+    with old.lock_shared():
+        pass
+    pruned(store, limit=3 * MIB // 2)
+    assert store.images() == (old,)
+
+
+def test_an_image_that_guests_use_stays(store: Store) -> None:
+    image = put(store, "old", A)
+    with image.lock_shared():
+        assert "guests use it" in why(pruned(store, limit=1))["old"]
+    assert [item.name for item in pruned(store, limit=1).removed] == ["old"]
+
+
+def test_an_image_that_was_taken_into_use_after_the_plan_stays(store: Store) -> None:
+    image = put(store, "old", A)
+    plan = plan_pruning(store, NOTHING, limit=1)
+    with image.lock_shared():
+        assert prune(store, plan) == ()
+    assert store.find("old") == image
+
+
+def test_an_image_that_a_lab_names_stays(store: Store) -> None:
+    put(store, "old", A)
+    plan = pruned(store, limit=1, named_by={"old": Path("/wiki.lab.toml")})
+    assert why(plan) == {"old": "the lab /wiki.lab.toml names it"}
+
+
+def test_an_image_that_no_recipe_builds_again_stays(store: Store) -> None:
+    put(store, "mine", A)
+    assert "no recipe builds it again" in why(pruned(store, limit=1))["mine"]
+
+
+def test_the_parent_stays_as_long_as_its_child_and_goes_after_it(store: Store) -> None:
+    put(store, "old", A)
+    child = put(store, "child", B, parent=A)
+    used(child, 2**31)
+    with child.lock_shared():
+        assert why(pruned(store, limit=1))["old"]
+    assert [item.name for item in pruned(store, limit=1).removed] == ["child", "old"]
+
+
+def test_the_nameless_parent_of_a_layer_stays(store: Store) -> None:
+    parent = put(store, "old", A)
+    child = put(store, "child", B, parent=A)
+    newer = put(store, "old", C)
+    pruned(store)
+    assert set(store.folders()) == {parent.folder, child.folder, newer.folder}
+
+
+def test_packages_that_no_lock_lists_go(store: Store) -> None:
+    put(store, "new", A, lists=B)
+    listed, unlisted = package(store, B), package(store, C)
+    assert [item.path for item in pruned(store).removed] == [unlisted]
+    assert listed.exists()
+
+
+def test_packages_stay_while_somebody_builds(store: Store) -> None:
+    put(store, "new", A)
+    path = package(store, C)
+    plan = plan_pruning(store, NOTHING, limit=NO_LIMIT)
+    with store.building("old", waiting=pytest.fail):
+        assert plan_pruning(store, NOTHING, limit=NO_LIMIT).removed == ()
+        assert prune(store, plan) == ()
+    assert path.exists()
+
+
+def test_what_a_dead_builder_left_goes_and_what_a_living_one_makes_stays(store: Store) -> None:
+    put(store, "new", A)
+    dead, half = store.root / "building" / "dead", store.root / "building" / f".{B}"
+    for folder in (dead, half):
+        folder.mkdir()
+        (folder / "half").write_bytes(b"half")
+    with store.building("old", waiting=pytest.fail) as living:
+        assert {item.path for item in pruned(store).removed} == {dead, half}
+        assert living.exists()
+
+
+def test_a_damaged_image_can_be_removed(store: Store) -> None:
+    (put(store, "old", A).folder / "manifest.json").unlink()
+    pruned(store, limit=1)
+    assert store.names() == ()
+
+
+def test_the_disk_use_of_a_copy_is_not_counted_twice(store: Store) -> None:
+    image = put(store, "old", A)
+    before = pruned(store).before
+    os.link(image.folder / KERNEL, store.root / "images" / "second name")
+    assert pruned(store).before - before < MIB
