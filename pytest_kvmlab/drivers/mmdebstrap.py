@@ -63,9 +63,10 @@ def tree(
     shutil.copyfile(_HOOK, folder / "hook.sh")
     (folder / "tmp").mkdir()
     log = folder / "log"
-    command = _command(target, new=parent is None, folder=folder, log=log)
+    mode = _mode()
+    command = _command(target, mode, new=parent is None, folder=folder, log=log)
     try:
-        run(_isolated(_mode(), _environment(folder, shell_on_failure)) + command,
+        run(_isolated(mode, _environment(folder, shell_on_failure)) + command,
             package="mmdebstrap", timeout=_BUILD_SECONDS, folder=folder)  # fmt: skip
     except ImageError as error:
         raise _told(log) from error
@@ -90,11 +91,11 @@ def _gather(packages: Sequence[LockedPackage], pool: Path, asked: Collection[str
     (folder / "automatic").write_text("".join(f"{name}\n" for name in automatic), encoding="utf-8")
 
 
-def _command(target: Path, *, new: bool, folder: Path, log: Path) -> list[str]:
+def _command(target: Path, mode: str, *, new: bool, folder: Path, log: Path) -> list[str]:
     source = f"deb [trusted=yes] copy:{folder / 'packages'} ./"
     return [
         "mmdebstrap",
-        f"--mode={_mode()}",
+        f"--mode={mode}",
         "--variant=apt" if new else "--variant=custom",
         *([] if new else ["--skip=update"]),
         "--format=tar",

@@ -13,12 +13,12 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.conversations import answer_in_threads, dial_for, listen
-from pytest_kvmlab.keeper.lan_request import LONGEST, LanRequest, as_request
+from pytest_kvmlab.keeper.faults import Wire, as_faults
+from pytest_kvmlab.keeper.lan_request import LONGEST, LanRequest, as_request, taps
 from pytest_kvmlab.keeper.links import (
     enter_new_network_namespace,
     inner_name,
@@ -26,9 +26,10 @@ from pytest_kvmlab.keeper.links import (
     refuse_taken_names,
     remove_links,
 )
-from pytest_kvmlab.keeper.names_and_leases import NameServer
-from pytest_kvmlab.keeper.protocol import as_dial, receive_document, say
+from pytest_kvmlab.keeper.names_and_leases import NameServer, names_elsewhere
+from pytest_kvmlab.keeper.protocol import as_dial, receive_document, refusal, say
 from pytest_kvmlab.keeper.run_folder import RunFolder
+from pytest_kvmlab.keeper.segment import Segment
 from pytest_kvmlab.keeper.uplink import prepare_way_out
 
 _OWNER = 0  # standard input: the connection of who asked for these networks
@@ -44,7 +45,7 @@ def main() -> int:
                 _wait_for_the_end(owner)
         except (OSError, ValueError, HostError) as error:
             with contextlib.suppress(OSError):
-                say(owner, {"error": str(error)})
+                say(owner, refusal(error))
             return 1
     return 0
 
@@ -64,40 +65,97 @@ def _opened(request: LanRequest, folder: Path) -> Iterator[None]:
         folder.mkdir()
         made.callback(shutil.rmtree, folder, ignore_errors=True)
         refuse_taken_names(request)
+        networks = _Networks(request, folder)
         enter_new_network_namespace()
-        made.callback(remove_links, request)
-        make_links(request)
-        prepare_way_out(request)
-        servers = [
-            NameServer(network, inner_name(index), folder)
-            for index, network in enumerate(request.networks)
-            if network.gateway
-        ]
-        for server in servers:
-            made.callback(server.stop)
-            server.start()
+        made.callback(networks.remove)
+        networks.make()
         listener = made.enter_context(listen(folder / "sock"))
-        answer_in_threads(listener, partial(_answer, servers, _passes()))
+        answer_in_threads(listener, networks.answer)
         yield
 
 
-def _passes() -> list[int]:
-    """Descriptors for whoever leads out of this lan: its namespaces, and what tells of its end."""
-    end, _held_until_the_end = os.pipe()
-    names = ["net"] if os.geteuid() == 0 else ["net", "user"]
-    network, *user = (os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names)
-    return [network, end, *user]
+class _Networks:
+    """The networks of this lan. To be made in the run's network namespace, before this process leaves it."""
+
+    def __init__(self, request: LanRequest, folder: Path) -> None:
+        self._request = request
+        self._run = _opened_namespace("net")
+        self._segments = {
+            network.name: Segment([host.mac for host in network.hosts])
+            for network in request.networks
+            if network.port_on
+        }
+        self._servers = [
+            NameServer(network, inner_name(index), folder, names_elsewhere(request, network))
+            for index, network in enumerate(request.networks)
+            if network.gateway
+        ]
+        self._wire = Wire(request.lan)
+        self._way_out: list[int] = []
+
+    def make(self) -> None:
+        """Make all of them, in the run's namespace and in the one of this process."""
+        make_links(self._request)
+        prepare_way_out(self._request)
+        for network in self._request.networks:
+            if segment := self._segments.get(network.name):
+                segment.listen(network.bridge)
+        for server in self._servers:
+            server.start()
+        end, self._held_until_the_end = os.pipe()
+        users = [] if os.geteuid() == 0 else [_opened_namespace("user")]
+        self._way_out = [_opened_namespace("net"), end, *users]
+
+    def remove(self) -> None:
+        """Remove whatever of them is there."""
+        for server in self._servers:
+            server.stop()
+        self._wire.heal()
+        remove_links(self._request)
+
+    def answer(self, line: socket.socket) -> None:
+        """Read one question, and answer it."""
+        match receive_document(line, longest=LONGEST):
+            case {"tell": "addresses"}:
+                say(line, self._addresses())
+            case {"tell": "way out"}:
+                say(line, {}, self._way_out)
+            case {"tell": "run"}:
+                say(line, {}, [self._run])
+            case {"tell": "taken"}:
+                say(line, self._taken())
+            case {"faults": faults}:
+                say(line, self._break(faults))
+            case document:
+                dial_for(line, as_dial(document))
+
+    def _break(self, document: object) -> dict[str, str]:
+        """Make these the faults on the wire; why that cannot be, if it cannot."""
+        try:
+            self._wire.apply(as_faults(document, list(taps(self._request))))
+        except (ValueError, HostError) as error:
+            return refusal(error)
+        return {}
+
+    def _addresses(self) -> dict[str, str]:
+        """The address of each network card, as leased by us or seen on a real LAN."""
+        sources: list[NameServer | Segment] = [*self._servers, *self._segments.values()]
+        return {mac: address for source in sources for mac, address in source.addresses().items()}
+
+    def _taken(self) -> dict[str, str]:
+        """Which fixed addresses on real LANs somebody has already, and who."""
+        return {
+            address: mac
+            for network in self._request.networks
+            if (segment := self._segments.get(network.name))
+            for address, mac in segment.taken(
+                [host.address for host in network.hosts if host.address]
+            ).items()
+        }
 
 
-def _answer(servers: list[NameServer], passes: list[int], line: socket.socket) -> None:
-    match receive_document(line):
-        case {"tell": "addresses"}:
-            leases = [server.leases() for server in servers]
-            say(line, {mac: address for each in leases for mac, address in each.items()})
-        case {"tell": "passes"}:
-            say(line, {}, passes)
-        case document:
-            dial_for(line, as_dial(document))
+def _opened_namespace(kind: str) -> int:
+    return os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _wait_for_the_end(owner: socket.socket) -> None:

@@ -5,7 +5,7 @@ lines. So whatever comes in is bounded, and names and addresses are of a known f
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, TypeVar
@@ -176,10 +176,15 @@ def _refuse_doubles(request: LanRequest) -> None:
     """Refuse a device that is named twice; what else may be there once is the lab file's business."""
     networks = request.networks
     bridges = [device for network in networks for device in (network.bridge, gateway_port(network.bridge))]
-    taps = [host.tap for network in networks for host in network.hosts if host.tap]
-    for kind, names in (("name", [network.name for network in networks]), ("device", [*bridges, *taps])):
+    devices = [*bridges, *taps(request)]
+    for kind, names in (("name", [network.name for network in networks]), ("device", devices)):
         if len(set(names)) < len(names):
             raise ValueError(f"one {kind} is there twice: {', '.join(sorted(names))}")
+
+
+def taps(request: LanRequest) -> Iterator[str]:
+    """Go through the TAPs to make."""
+    return (host.tap for network in request.networks for host in network.hosts if host.tap)
 
 
 def gateway_port(bridge: str) -> str:

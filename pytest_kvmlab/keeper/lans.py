@@ -1,15 +1,20 @@
 """The owner's end of a lan: open the networks of a lab, reach what is in them, close them."""
 
 import contextlib
+import os
 import socket
 import subprocess
+from contextlib import closing
 from dataclasses import asdict
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
 
 from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.faults import Faults, faults_as_document
 from pytest_kvmlab.keeper.lan_request import LanRequest, as_document
-from pytest_kvmlab.keeper.protocol import Dial, OpenLan, ask, ask_for, hear, say
+from pytest_kvmlab.keeper.protocol import Dial, OpenLan, ask, ask_for, hear, refusal, refused, say
+from pytest_kvmlab.keeper.real_bridge import plug_in, refuse_taken_macs
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.keeper.uplink import lead_out
 
@@ -34,27 +39,28 @@ def open_lan(folder: RunFolder, request: LanRequest) -> "Lan":
     with contextlib.ExitStack() as undo:
         line = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
-            why = _asked(line, folder, request)
+            answer = _asked(line, folder, request)
         except OSError as error:
-            why = str(error) or "its process ended without a word"
-        if why:
-            raise HostError(f"the networks of the lab cannot be made: {why}", looked_at=[folder.host_log])
+            answer = refusal(error)
+        if "error" in answer:
+            raise refused("the networks of the lab cannot be made", answer, looked_at=[folder.host_log])
         lan = Lan(folder, request, line)
         undo.callback(lan.close)
+        lan.plug_in()
         lan.lead_out()
         undo.pop_all()
     return lan
 
 
-def _asked(line: socket.socket, folder: RunFolder, request: LanRequest) -> str:
-    """Ask for networks, and wait for them; why there are none, empty if they are there."""
+def _asked(line: socket.socket, folder: RunFolder, request: LanRequest) -> dict[str, Any]:
+    """Ask for networks, and wait for them."""
     line.settimeout(_OPEN_SECONDS)
     line.connect(str(folder.keeper_socket))
     say(line, asdict(OpenLan(request.lan)))
     hear(line)  # its process is there
     say(line, as_document(request))
     answer, _ = hear(line)
-    return str(answer.get("error", ""))
+    return answer
 
 
 class Lan:
@@ -77,8 +83,36 @@ class Lan:
             HostError: slirp4netns is missing, or cannot do it.
         """
         if any(network.uplink for network in self.request.networks):
-            _, passes = self._ask("passes")
+            _, passes = self._ask("way out")
             self._way_out = lead_out(passes, self._folder / "uplink.log")
+
+    def plug_in(self) -> None:
+        """Plug networks into the bridges of this host that they are parts of.
+
+        Raises:
+            HostError: there is no such bridge, this user may not, or on that LAN somebody has one of our
+                addresses already.
+        """
+        plugged = {network: network.port_on for network in self.request.networks if network.port_on}
+        for network, bridge in plugged.items():
+            refuse_taken_macs(network, bridge)
+        if plugged:
+            _, (run,) = self._ask("run")
+            with closing(os.fdopen(run)):
+                for network, bridge in plugged.items():
+                    plug_in(network, bridge, run)
+            self._refuse_taken_addresses()
+
+    def _refuse_taken_addresses(self) -> None:
+        taken, _ = self._ask("taken")
+        if taken:
+            who = ", ".join(f"{address} by {mac}" for address, mac in taken.items())
+            raise HostError(f"these addresses are taken on the real LAN: {who}", "choose others")
+        seen = self.addresses()
+        if seen:
+            raise HostError(
+                f"these MAC addresses are taken on the real LAN: {', '.join(seen)}", "choose others"
+            )
 
     @property
     def bridges(self) -> dict[str, str]:
@@ -89,7 +123,8 @@ class Lan:
         """Open a TCP connection to a guest.
 
         Args:
-            address: an IPv4 address in one of the networks.
+            address: an IPv4 address in one of the networks. One on a real LAN is reached as this host
+                reaches it.
             port: a TCP port.
             timeout: seconds for the connection to be accepted.
 
@@ -100,6 +135,8 @@ class Lan:
             OSError: nobody accepts there, or not in time.
             HostError: the networks are gone.
         """
+        if not self._is_ours(address):
+            return socket.create_connection((address, port), timeout=timeout)
         try:
             answer, descriptor = ask(self._socket, Dial(address, port, timeout))
         except (FileNotFoundError, ConnectionError) as error:
@@ -119,6 +156,23 @@ class Lan:
         """
         answer, _ = self._ask("addresses")
         return {mac: str(address) for mac, address in answer.items()}
+
+    def break_wires(self, faults: Faults) -> None:
+        """Make these all the faults that are on the wires of these networks; none heals them.
+
+        Args:
+            faults: by the TAPs that were asked for.
+
+        Raises:
+            HostError: the networks are gone, there is no such TAP, or the kernel cannot do this.
+        """
+        asked = {"faults": faults_as_document(faults)}
+        try:
+            answer, _ = ask_for(self._socket, asked, timeout=_OPEN_SECONDS)
+        except OSError as error:
+            raise self._gone(error) from error
+        if "error" in answer:
+            raise refused("the wires cannot be broken like that", answer)
 
     def keep(self) -> None:
         """Leave the networks to the run. They do not end with this process any more.
@@ -155,6 +209,13 @@ class Lan:
                 pass  # killed, perhaps; its networks go with the run
         if self._way_out:
             self._way_out.wait(_CLOSE_SECONDS)
+
+    def _is_ours(self, address: str) -> bool:
+        """Whether an address is in a network that we have one in, too; else it is on a real LAN."""
+        ours = [
+            IPv4Interface(network.gateway).network for network in self.request.networks if network.gateway
+        ]
+        return any(IPv4Address(address) in network for network in ours)
 
     def _ask(self, what: str) -> tuple[dict[str, Any], list[int]]:
         try:

@@ -3,11 +3,12 @@
 import contextlib
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from pytest_kvmlab.keeper.lan_request import UPLINK_SUBNET, LanHost, LanNetwork
+from pytest_kvmlab.keeper.lan_request import UPLINK_SUBNET, LanHost, LanNetwork, LanRequest
 from pytest_kvmlab.keeper.programs import run_program
 
 
@@ -19,11 +20,14 @@ class NameServer:
         network: the network.
         device: where it listens.
         folder: where its files are.
+        elsewhere: addresses of the lab's guests that have no name here, by name: a guest with several cards asks
+            one server only, and that one should know them all.
     """
 
     network: LanNetwork
     device: str
     folder: Path
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start it; it answers when this returns.
@@ -38,7 +42,7 @@ class NameServer:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(self._process.read_text()), signal.SIGKILL)
 
-    def leases(self) -> dict[str, str]:
+    def addresses(self) -> dict[str, str]:
         """Which MAC address has taken which address."""
         with contextlib.suppress(OSError):
             return as_leases(self._leases.read_text())
@@ -67,7 +71,8 @@ class NameServer:
             "--bogus-priv",
         ]
         hosts = [option for host in self.network.hosts for option in _host(host, self.network.domain)]
-        return ["dnsmasq", *options, *self._domain(), *self._way_out(), *hosts]
+        others = [f"--host-record={name},{address}" for name, address in self.elsewhere.items()]
+        return ["dnsmasq", *options, *self._domain(), *self._way_out(), *hosts, *others]
 
     def _domain(self) -> list[str]:
         domain = self.network.domain
@@ -94,6 +99,13 @@ def _host(host: LanHost, domain: str | None) -> list[str]:
     names = [f"{host.name}.{domain}"] * bool(domain) + [str(host.name)]
     record = [f"--host-record={','.join(names)},{host.address}"] if host.name else []
     return [f"--dhcp-host={reserved},infinite", *record]
+
+
+def names_elsewhere(request: LanRequest, network: LanNetwork) -> dict[str, str]:
+    """The guests of a lab that a network does not name itself, with their addresses in the others."""
+    here = {host.name for host in network.hosts}
+    there = [host for other in request.networks for host in other.hosts if host.name not in here]
+    return {host.name: host.address for host in reversed(there) if host.name and host.address}
 
 
 def as_leases(text: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.lan_request import check_lan_name
 
 _LONGEST = 500  # bytes of a request
@@ -107,6 +108,25 @@ def say(line: socket.socket, document: dict[str, Any], descriptors: Sequence[int
     sent = line.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else [])
     if sent < len(text):  # else the other side may have heard all, and hung up
         line.sendall(text[sent:])
+
+
+def refusal(error: Exception) -> dict[str, str]:
+    """Write an error as an answer."""
+    if isinstance(error, HostError):
+        return {"error": error.message, "hint": error.hint, "check": error.check}
+    return {"error": str(error)}
+
+
+def refused(doing: str, answer: dict[str, Any], *, looked_at: Sequence[object] = ()) -> HostError:
+    """Read an error from an answer.
+
+    Args:
+        doing: what cannot be done.
+        answer: with the reason.
+        looked_at: where the reader may look further.
+    """
+    hint, check = str(answer.get("hint", "")), str(answer.get("check", ""))
+    return HostError(f"{doing}: {answer.get('error')}", hint, check=check, looked_at=looked_at)
 
 
 def receive(line: socket.socket) -> Dial | OpenLan:

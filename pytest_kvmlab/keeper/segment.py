@@ -5,18 +5,18 @@ question whether an address is taken; DHCP: RFC 2131.
 """
 
 import ctypes
+import fcntl
 import socket
 import struct
 import threading
-import time
 from collections.abc import Collection
 from ipaddress import IPv4Address
 
 _ARP, _ALL = 0x0806, 0x0003  # linux/if_ether.h
+_GET_INDEX = 0x8933  # SIOCGIFINDEX, netdevice(7)
 _PACKET_LEVEL, _ADD_MEMBERSHIP, _PROMISCUOUS, _ATTACH_FILTER = 263, 1, 1, 26  # packet(7), socket(7)
 _LONGEST_FRAME = 2048
 _PROBES, _BETWEEN_PROBES_SECONDS = 3, 0.4
-_BROADCAST = b"\xff" * 6
 _COOKIE = b"\x63\x82\x53\x63"  # where DHCP's options begin
 _MESSAGE_TYPE, _ACKNOWLEDGED, _PAD, _END = 53, 5, 0, 255
 
@@ -51,45 +51,103 @@ class Segment:
         self._macs = frozenset(macs)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._seen: dict[str, str] = {}
-        self._senders: dict[str, str] = {}
-        self._stopped = threading.Event()
+        self._asked: dict[str, str | None] = {}
+        self._never = threading.Event()
 
     def listen(self, bridge: str) -> None:
-        """Begin to read what passes a bridge.
+        """Begin to read what passes a bridge, whomever it is for.
 
         Raises:
             OSError: there is no such bridge.
         """
-        program = b"".join(struct.pack("HBBI", *operation) for operation in _PASSES)
-        code = ctypes.create_string_buffer(program)
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _PASSES))
         attached = struct.pack("HP", len(_PASSES), ctypes.addressof(code))
         self._socket.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, attached)
         self._socket.bind((bridge, _ALL))
+        membership = struct.pack("iHH8x", self._index(bridge), _PROMISCUOUS, 0)
+        self._socket.setsockopt(_PACKET_LEVEL, _ADD_MEMBERSHIP, membership)
         threading.Thread(target=self._read, daemon=True).start()
+
+    def _index(self, bridge: str) -> int:
+        """The number of a device in the namespace of the socket, in which this process is no more."""
+        answer = fcntl.ioctl(self._socket, _GET_INDEX, struct.pack("16si", bridge.encode(), 0))
+        return int(struct.unpack("16si", answer)[1])
 
     def addresses(self) -> dict[str, str]:
         """The addresses of our network cards, as far as they were seen, by MAC."""
         return dict(self._seen)
 
     def taken(self, addresses: Collection[str]) -> dict[str, str]:
-        """Ask whether anybody has one of these addresses (RFC 5227, section 2.1.1, in a second).
+        """Ask whether anybody has one of these addresses (RFC 5227 section 2.1.1, within a second or two).
 
         Returns:
             The MAC addresses of those who answered, by address.
         """
-        self._senders.clear()
+        self._asked = dict.fromkeys(addresses)
         own = self._socket.getsockname()[4]
         for _ in range(_PROBES):
             for address in addresses:
                 self._socket.send(arp_probe(own, address))
-            self._stopped.wait(_BETWEEN_PROBES_SECONDS)
-        return {address: self._senders[address] for address in addresses if address in self._senders}
+            self._never.wait(_BETWEEN_PROBES_SECONDS)
+        return {address: mac for address, mac in self._asked.items() if mac}
 
     def _read(self) -> None:
         while True:
             frame = self._socket.recv(_LONGEST_FRAME)
-            if found := sender(frame) or acknowledged(frame):
+            if found := announced(frame) or acknowledged(frame):
                 mac, address = found
-                self._senders[address] = mac
+                if address in self._asked:
+                    self._asked[address] = mac
                 if mac in self._macs:
                     self._seen[mac] = address
+
+
+def arp_probe(mac: bytes, address: str) -> bytes:
+    """Write the question who has an address, from somebody who has none."""
+    to_all = struct.pack("!6s6sH", b"\xff" * 6, mac, _ARP)
+    return to_all + struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, bytes(4), bytes(6),
+                                IPv4Address(address).packed)  # fmt: skip
+
+
+def announced(frame: bytes) -> tuple[str, str] | None:
+    """Read who sends an ARP packet, question or answer.
+
+    Returns:
+        MAC and address; None if it is none, or if the sender has no address yet.
+    """
+    if len(frame) < 42 or frame[12:20] != b"\x08\x06\x00\x01\x08\x00\x06\x04" or frame[28:32] == bytes(4):
+        return None
+    return _mac(frame[22:28]), str(IPv4Address(frame[28:32]))
+
+
+def acknowledged(frame: bytes) -> tuple[str, str] | None:
+    """Read whom a DHCP server has just given which address.
+
+    Returns:
+        MAC and address; None if it is no such packet.
+    """
+    if len(frame) < 34 or frame[12:14] != b"\x08\x00":
+        return None
+    message = frame[14 + (frame[14] & 0xF) * 4 + 8 :]
+    if message[:3] != b"\x02\x01\x06" or message[236:240] != _COOKIE:
+        return None
+    if _option(message[240:], _MESSAGE_TYPE) != bytes([_ACKNOWLEDGED]) or message[16:20] == bytes(4):
+        return None
+    return _mac(message[28:34]), str(IPv4Address(message[16:20]))
+
+
+def _option(options: bytes, wanted: int) -> bytes | None:
+    """One of DHCP's options: each a code, a length, and as many bytes (RFC 2132)."""
+    while options and options[0] != _END:
+        if options[0] == _PAD:
+            options = options[1:]
+            continue
+        length = options[1] if len(options) > 1 else 0
+        if options[0] == wanted:
+            return options[2 : 2 + length]
+        options = options[2 + length :]
+    return None
+
+
+def _mac(six: bytes) -> str:
+    return six.hex(":")

@@ -3,7 +3,7 @@
 User-mode networking accepts a connection before the guest can. What was connected too early stays silent for
 seconds after the guest has come up (slirp repeats its SYN ever more rarely), so it does not pay to wait for
 it; but a slow guest needs time to greet. Hence two at once: a patient connection, and beside it one fresh one
-after the other.
+after the other, ever more rarely: each costs the guest a new process, and enough of them keep it from greeting.
 """
 
 import selectors
@@ -19,6 +19,7 @@ Dial = Callable[[float], socket.socket]
 _FRESH_SECONDS = 0.25
 _DIAL_SECONDS = 5.0
 _LEAST_PATIENCE, _MOST_PATIENCE, _GROWTH = 0.5, 10.0, 1.5
+_FRESH_ONES_PER_PATIENT_ONE = 4
 
 
 def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) -> socket.socket:
@@ -41,7 +42,7 @@ def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) ->
         check()
         # Never no time at all: a connection is not even attempted then.
         waiting.add(dial(max(_FRESH_SECONDS, min(_DIAL_SECONDS, deadline.remaining))))
-        return waiting.greeted(min(_FRESH_SECONDS, deadline.remaining))
+        return waiting.greeted(min(waiting.pause, deadline.remaining))
 
     try:
         greeted = until(attempt, deadline)
@@ -60,10 +61,15 @@ class _Waiting:
         self._patience = _LEAST_PATIENCE
         self._ends: dict[socket.socket, Deadline] = {}
 
+    @property
+    def pause(self) -> float:
+        """Seconds between two fresh connections."""
+        return max(_FRESH_SECONDS, self._patience / _FRESH_ONES_PER_PATIENT_ONE)
+
     def add(self, connection: socket.socket) -> None:
         self.tries += 1
         patient = not self._ends
-        self._ends[connection] = Deadline(self._patience if patient else _FRESH_SECONDS)
+        self._ends[connection] = Deadline(self._patience if patient else self.pause)
         if patient:
             self._patience = min(_MOST_PATIENCE, self._patience * _GROWTH)
 

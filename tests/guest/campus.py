@@ -3,13 +3,14 @@
 The neighbour gives addresses away by DHCP, and answers every TCP connection to port 7 with a word.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE, STDOUT, Popen
 
 NEIGHBOUR = "192.0.2.1"  # of a network for documentation (RFC 5737)
 NEIGHBOUR_MAC = "52:54:00:00:00:99"
@@ -61,9 +62,9 @@ def campus(folder: Path) -> Iterator[Campus]:
             "link set lo up",
             "link add br0 type bridge forward_delay 0",
             f"link add port0 type veth peer name eth0 address {NEIGHBOUR_MAC} netns {neighbour.process}",
-            "link set port0 master br0 up",
+            "link set port0 master br0 addrgenmode none up",
             "address add 192.0.2.10/24 dev br0",
-            "link set br0 up",
+            "link set br0 addrgenmode none up",
         )
         neighbour.ip("link set lo up", f"address add {NEIGHBOUR}/24 dev eth0", "link set eth0 up")
         stack.enter_context(_running(neighbour.command("dnsmasq", *_dhcp(folder)), "started"))
@@ -93,8 +94,9 @@ def _held() -> Iterator["Popen[str]"]:
 
 @contextmanager
 def _running(command: list[str], word: str) -> Iterator["Popen[str]"]:
-    """A program, once it has said a word."""
-    with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    """A program, once it has said a word; it knows nothing of any run."""
+    path = {"PATH": os.environ["PATH"]}
+    with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=path, text=True) as process:
         try:
             assert process.stdout is not None
             for said in process.stdout:

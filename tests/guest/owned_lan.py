@@ -34,6 +34,7 @@ KINDS = {
     "taken MAC": LanNetwork(
         "campus", "kbcampus", port_on="br0", hosts=(LanHost("52:54:00:00:00:99", tap="ktweb"),)
     ),
+    "no bridge": LanNetwork("campus", "kbcampus", port_on="br7"),
 }
 
 

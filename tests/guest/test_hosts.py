@@ -93,17 +93,14 @@ def test_a_guest_of_the_embedded_driver_is_kept_reached_and_taken_away(nobody: U
     kept = [*nobody.python, *PYTEST, "--kvm-host=embed", "--kvm-keep=always", "test_guest.py"]
     subprocess.run(kept, check=True, env=nobody.environment, cwd=nobody.home, timeout=240)
     (run,) = nobody.runs.iterdir()
-    program, *options = [*nobody.python, *KVMLAB, "lab"]
-    shell = pexpect.spawn(
-        program, [*options, "shell", run.name, "guest"], 60, cwd=nobody.home, env=nobody.environment
-    )
-    with shell:
+    lab = [*nobody.python, *KVMLAB, "lab"]
+    enter = [*lab[1:], "shell", run.name, "guest"]
+    with pexpect.spawn(lab[0], enter, 60, cwd=nobody.home, env=nobody.environment) as shell:
         shell.sendline("echo it is $(uname -s)")
         shell.expect("it is Linux\r")
         shell.sendline("exit")
         shell.expect(pexpect.EOF)
-    down = [program, *options, "down", run.name]
-    subprocess.run(down, check=True, env=nobody.environment, cwd=nobody.home, timeout=60)
+    subprocess.run([*lab, "down", run.name], check=True, env=nobody.environment, cwd=nobody.home, timeout=60)
     assert traces.left_at_last() == {}
 
 

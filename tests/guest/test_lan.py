@@ -1,7 +1,9 @@
 """Networks of a lab on a private host: who reaches whom, and that nothing of them is left."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +16,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.drivers.serial import SerialConsole
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.client import Keeper
+from pytest_kvmlab.keeper.faults import Faults, Impairment
 from pytest_kvmlab.keeper.lan_request import LanHost, LanNetwork, LanRequest
 from pytest_kvmlab.keeper.lans import Lan, open_lan
 from pytest_kvmlab.keeper.run_folder import RunFolder
@@ -25,7 +29,7 @@ from pytest_kvmlab.lab.run import capabilities_folder, open_store
 from pytest_kvmlab.lab.store import Image
 from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.spec.options import resolve_options
-from tests.guest.campus import WORD, campus
+from tests.guest.campus import NEIGHBOUR, NEIGHBOUR_MAC, WORD, campus
 from tests.guest.lan_guests import SECONDS, Card, booted
 from tests.guest.leftovers import Traces, processes_of
 from tests.guest.started_run import ROOT, in_role
@@ -146,6 +150,45 @@ def test_a_guest_reaches_the_world_by_an_uplink_and_the_machine_stays_as_it_is(
         assert [outer.host.run(*command) for command in EVERYTHING] == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces that stand for a campus")
+def test_a_guest_is_on_a_real_lan_with_an_address_of_that_one_and_its_port_goes_with_it(
+    runs: Path, tmp_path: Path
+) -> None:
+    with campus(tmp_path) as outer:
+        before = [outer.host.run(*command) for command in EVERYTHING]
+        with owned_lan(outer.host.command(sys.executable), dict(os.environ), "real") as owner:
+            assert told(owner) == "SSH-2.0-"
+            assert told(owner).startswith("192.0.2.1")
+            assert "kpcampus" in outer.host.run("bridge", "link")
+            traces = Traces.of(runs)
+            assert asked(owner, "nc -w 20 192.0.2.1 7 </dev/null") == WORD
+            owner.kill()
+        assert traces.left_at_last() == {}
+        assert [outer.host.run(*command) for command in EVERYTHING] == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces that stand for a campus")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("taken address", f"taken on the real LAN: 192.0.2.1 by {NEIGHBOUR_MAC}"),
+        ("taken MAC", f"br0 knows the MAC address {NEIGHBOUR_MAC} already, from port0"),
+        ("no bridge", "this host has no bridge br7"),
+    ],
+)
+def test_what_somebody_on_a_real_lan_has_is_refused_and_the_port_goes(
+    runs: Path, tmp_path: Path, kind: str, message: str
+) -> None:
+    with campus(tmp_path) as outer:
+        before = [outer.host.run(*command) for command in EVERYTHING]
+        outer.neighbour.run("busybox", "arping", "-c", "1", "-U", "-I", "eth0", NEIGHBOUR)
+        command = outer.host.command(sys.executable, "-m", "tests.guest.owned_lan", kind)
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS)
+        assert message in ran.stderr
+        assert [outer.host.run(*command) for command in EVERYTHING] == before
+    assert list(runs.iterdir()) == []
+
+
 # A user without rights
 
 # Where udev does not give everybody the device that TAPs are made with, as it usually does.
@@ -162,6 +205,95 @@ def test_an_unprivileged_user_has_guests_in_a_network_and_nothing_is_left() -> N
             assert {"process", "namespace"} <= traces.left().keys()
             owner.communicate(timeout=SECONDS)
         assert traces.left_at_last() == {}
+
+
+# Faults on the wire
+
+PARTED = LanNetwork(
+    "parted",
+    "kbparted",
+    "10.79.0.1/24",
+    hosts=(
+        LanHost("52:54:00:00:00:11", "10.79.0.11", "one", tap="ktone"),
+        LanHost("52:54:00:00:00:12", "10.79.0.12", "two", tap="kttwo"),
+    ),
+)
+AMOUNT, RATE = 600_000, 800_000  # bytes, and bits per second
+
+
+@pytest.fixture(scope="module")
+def wires(host: Host, image: Image) -> Iterator[tuple[Lan, SerialConsole]]:
+    """A lan with two guests, and the shell of the first."""
+    one, two = (Card(PARTED, card, str(card.tap)) for card in PARTED.hosts)
+    with (
+        closing(open_lan(host.folder, LanRequest("wires", (PARTED,)))) as lan,
+        booted(host, image, "one", [one]) as console,
+        booted(host, image, "two", [two]),
+    ):
+        yield lan, console
+
+
+def reaches(console: SerialConsole, whom: str) -> bool:
+    return console.run(f"ping -c 3 -i 0.2 -W 2 {whom}", timeout=SECONDS).exit_status == 0
+
+
+def test_guests_that_are_parted_hear_each_other_again_once_that_is_healed(
+    wires: tuple[Lan, SerialConsole],
+) -> None:
+    lan, one = wires
+    assert reaches(one, "two")
+    lan.break_wires(Faults(parted=[("ktone", "kttwo")]))
+    assert not reaches(one, "two")
+    assert reaches(one, "10.79.0.1")
+    lan.break_wires(Faults())
+    assert reaches(one, "two")
+
+
+def test_what_is_lost_on_a_line_does_not_come_through(wires: tuple[Lan, SerialConsole]) -> None:
+    lan, one = wires
+    lan.break_wires(Faults({"ktone": Impairment(loss=1.0)}))
+    assert not reaches(one, "10.79.0.1")
+    lan.break_wires(Faults({"ktone": Impairment(loss=0.3)}))
+    said = one.run("ping -q -c 100 -i 0.02 -W 1 10.79.0.1", timeout=SECONDS).stdout
+    received = int(re.search(r"(\d+) packets received", said)[1])  # type: ignore[index]  # none fails, too
+    assert 20 <= received <= 80  # 49 on average, since question and answer are both lost sometimes
+    lan.break_wires(Faults())
+
+
+def test_a_slow_line_is_slow_in_both_directions(wires: tuple[Lan, SerialConsole]) -> None:
+    lan, one = wires
+    lan.break_wires(Faults({"ktone": Impairment(rate=RATE)}))
+    assert min(seconds_to_fetch(lan, one), seconds_to_send(lan, one)) > 3
+    lan.break_wires(Faults())
+    assert max(seconds_to_fetch(lan, one), seconds_to_send(lan, one)) < 3
+
+
+def seconds_to_fetch(lan: Lan, guest: SerialConsole) -> float:
+    guest.run(f"(head -c {AMOUNT} /dev/zero | nc -l -p 99) >/dev/null 2>&1 & sleep 1", timeout=SECONDS)
+    with lan.dial("10.79.0.11", 99, SECONDS) as line:
+        deadline, left = Deadline(SECONDS), AMOUNT
+        while left and (piece := line.recv(left)):
+            left -= len(piece)
+        assert left == 0
+        return deadline.elapsed
+
+
+def seconds_to_send(lan: Lan, guest: SerialConsole) -> float:
+    guest.run("(nc -l -p 98 </dev/null | wc -c) >/dev/null 2>&1 & sleep 1", timeout=SECONDS)
+    with lan.dial("10.79.0.11", 98, SECONDS) as line:
+        deadline = Deadline(SECONDS)
+        line.sendall(bytes(AMOUNT))
+        line.shutdown(socket.SHUT_WR)
+        assert line.recv(1) == b""
+        return deadline.elapsed
+
+
+def test_a_fault_that_cannot_be_is_refused_with_the_reason(wires: tuple[Lan, SerialConsole]) -> None:
+    lan, _ = wires
+    with pytest.raises(HostError, match="no such devices: ktthree"):
+        lan.break_wires(Faults({"ktthree": Impairment(loss=1.0)}))
+    with pytest.raises(HostError, match="not a line: rate None, loss 7"):
+        lan.break_wires(Faults({"ktone": Impairment(loss=7)}))
 
 
 # What is left
@@ -181,6 +313,7 @@ def test_a_lan_ends_with_its_owner_while_the_run_goes_on(host: Host) -> None:
     opening = f"""
 import sys
 from pathlib import Path
+from pytest_kvmlab.keeper.faults import Faults, Impairment
 from pytest_kvmlab.keeper.lan_request import LanHost, LanNetwork, LanRequest
 from pytest_kvmlab.keeper.lans import open_lan
 from pytest_kvmlab.keeper.run_folder import RunFolder

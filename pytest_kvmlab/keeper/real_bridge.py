@@ -1,0 +1,98 @@
+"""A port of a lan on a bridge that the host has, for as long as the lan is there: ip-link(8), bridge(8).
+
+The owner of the lan makes it, from outside the private host, with the rights that this takes. The port is
+one end of a pair whose other end is in the run's network namespace from its first moment, so that the kernel
+removes both when the run ends, however that happens (veth(4)).
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.lan_request import LanNetwork, gateway_port
+from pytest_kvmlab.keeper.programs import run_program
+
+_FORWARDING = "forwarding"
+# A bridge that speaks the spanning tree protocol listens for up to 30 seconds, and learns as long.
+_FORWARDING_SECONDS = 65.0
+
+
+def refuse_taken_macs(network: LanNetwork, bridge: str) -> None:
+    """Make sure that the host's bridge does not know somebody else of the same MAC address.
+
+    Raises:
+        HostError: it does, or there is no such bridge.
+    """
+    _require_bridge(network, bridge)
+    known = {entry["mac"]: entry for entry in _listed(["bridge", "-json", "fdb", "show", "br", bridge])}
+    for mac in (host.mac for host in network.hosts):
+        if mac in known:
+            raise HostError(
+                f"network '{network.name}': {bridge} knows the MAC address {mac} already, "
+                f"from {known[mac].get('ifname', 'one of its ports')}",
+                "choose another; if nobody has it any more, a bridge forgets it after five minutes",
+            )
+
+
+def plug_in(network: LanNetwork, bridge: str, run: int) -> None:
+    """Make the port, and wait until it lets packets pass.
+
+    Args:
+        network: what is to be plugged in.
+        bridge: the host's bridge.
+        run: a descriptor of the run's network namespace.
+
+    Raises:
+        HostError: this user may not, or the port does not begin to forward.
+    """
+    outer, inner, inside = port_name(network), gateway_port(network.bridge), f"/proc/self/fd/{run}"
+    outside = [
+        f"link add name {outer} type veth peer name {inner} netns {inside}",
+        f"link set dev {outer} addrgenmode none master {bridge} up",
+    ]
+    run_program(["ip", "-batch", "-"], text="\n".join(outside), descriptors=[run])
+    entering = ["nsenter", f"--net={inside}", "--"]
+    own_end = ["ip", "link", "set", "dev", inner, "addrgenmode", "none", "master", network.bridge, "up"]
+    run_program([*entering, *own_end], descriptors=[run])
+    deadline = Deadline(_FORWARDING_SECONDS)
+    _wait_until_it_forwards([*entering, "bridge"], inner, run, deadline)
+    _wait_until_it_forwards(["bridge"], outer, run, deadline)
+
+
+def port_name(network: LanNetwork) -> str:
+    """Name the port on the host's bridge: as the bridge of the lan, but `kp`."""
+    return f"kp{network.bridge[2:]}"
+
+
+def _require_bridge(network: LanNetwork, bridge: str) -> None:
+    links = _listed(["ip", "-json", "-details", "link", "show"])
+    kinds = {link["ifname"]: link.get("linkinfo", {}).get("info_kind") for link in links}
+    if kinds.get(bridge) != "bridge":
+        found = f"{bridge} is no bridge" if bridge in kinds else f"this host has no bridge {bridge}"
+        raise HostError(
+            f"network '{network.name}': {found}",
+            f"name one of: {', '.join(name for name in kinds if kinds[name] == 'bridge') or 'none'}; or, for "
+            f"a bridge that only stands for it: [network.{network.name}] simulated = true",
+        )
+
+
+def _wait_until_it_forwards(program: Sequence[str], port: str, run: int, deadline: Deadline) -> None:
+    """Wait for the kernel, which does not plug a port in before its other end is up."""
+    while (state := _state(program, port, run)) != _FORWARDING:
+        if deadline.passed:
+            raise HostError(f"port {port} does not forward within {deadline.seconds:.0f} s: it is {state}")
+        time.sleep(0.05)
+
+
+def _state(program: Sequence[str], port: str, run: int) -> str:
+    links = _listed([*program, "-json", "link", "show", "dev", port], run)
+    return str(next((link.get("state") for link in links), "gone"))
+
+
+def _listed(command: Sequence[str], *descriptors: int) -> list[dict[str, Any]]:
+    """What a program lists as JSON; some print nothing if there is nothing."""
+    found = json.loads(run_program(command, descriptors=descriptors) or "[]")
+    return [entry for entry in found if isinstance(entry, dict)]
