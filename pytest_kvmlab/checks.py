@@ -20,6 +20,21 @@ _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu/libvirt", "/usr/lib64/libvirt", "
 _BUILD_PROGRAMS = {
     "apt-get": "apt", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils",
 }  # fmt: skip
+_IMAGE_PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "sfdisk": "fdisk",
+    "mformat": "mtools",
+    "grub-mkimage": "grub-common",
+    "xorriso": "xorriso",
+}
+_NETWORK_PROGRAMS = {
+    "ip": "iproute2",
+    "bridge": "iproute2",
+    "dnsmasq": "dnsmasq-base",
+    "nsenter": "util-linux",
+}
+_UPLINK_PROGRAMS = {"slirp4netns": "slirp4netns", "nft": "nftables"}
+_FAULT_PROGRAMS = {"tc": "iproute2", "nft": "nftables"}
 _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd")
 _LEAST_ROOM = 2 * 1024**3
 
@@ -121,13 +136,7 @@ def _namespaces() -> Finding:
 
 
 def _build_programs() -> Finding:
-    search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    lacking = {
-        name: package for name, package in _BUILD_PROGRAMS.items() if not shutil.which(name, path=search)
-    }
-    if lacking:
-        return _missing(f"not in PATH: {', '.join(lacking)}", *lacking.values())
-    return Finding(True, ", ".join(_BUILD_PROGRAMS))
+    return _programs(_BUILD_PROGRAMS)
 
 
 def _kvm_device() -> Finding:
@@ -157,6 +166,22 @@ def _tpm_emulator() -> Finding:
     return Finding(True, found) if found else _missing("swtpm is not in PATH", "swtpm", "swtpm-tools")
 
 
+def _programs(programs: dict[str, str]) -> Finding:
+    """Look for programs, some of which only administrators have in PATH; the packages are by their names."""
+    search = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    lacking = {name: package for name, package in programs.items() if not shutil.which(name, path=search)}
+    if lacking:
+        return _missing(f"not in PATH: {', '.join(lacking)}", *dict.fromkeys(lacking.values()))
+    return Finding(True, ", ".join(programs))
+
+
+def _network_programs() -> Finding:
+    found, tun = _programs(_NETWORK_PROGRAMS), Path("/dev/net/tun")
+    if found.ok and not os.access(tun, os.R_OK | os.W_OK):
+        return Finding(False, f"{tun} may not be opened by this user", f"chmod 666 {tun}, as udev does")
+    return found
+
+
 def _run_folder() -> Finding:
     try:
         root = runs_root()
@@ -179,6 +204,7 @@ EMBEDDED_USER = Check(
 )
 TPM = Check("tpm", "tpm = true", _tpm_emulator, optional=True)
 NAMESPACES = Check("namespaces", "keep a run apart from the host, and end with it", _namespaces)
+NETWORKS = Check("networks", "networks between guests", _network_programs, optional=True)
 
 CHECKS = (
     QEMU,
@@ -189,9 +215,20 @@ CHECKS = (
     EMBEDDED_USER,
     Check("run folder", "holds disks and sockets of running guests", _run_folder),
     Check("build programs", "make images from Debian's packages", _build_programs),
+    Check(
+        "image programs",
+        "make whole disks and installation discs",
+        lambda: _programs(_IMAGE_PROGRAMS),
+        optional=True,
+    ),
     KVM,
     Check("uefi", 'firmware = "uefi"', _uefi_firmware, optional=True),
     TPM,
+    NETWORKS,
+    Check("uplink", "uplink = true", lambda: _programs(_UPLINK_PROGRAMS), optional=True),
+    Check(
+        "faults", "bad lines, and guests that are parted", lambda: _programs(_FAULT_PROGRAMS), optional=True
+    ),
 )
 NEEDED_FOR_PRIVATE_HOST = (LIBVIRT_PYTHON, QEMU, LIBVIRT, NAMESPACES)
 NEEDED_FOR_EMBED = (LIBVIRT_PYTHON, QEMU, EMBEDDED_USER)

@@ -17,12 +17,12 @@ from pytest_kvmlab.lab.build import build
 from pytest_kvmlab.lab.builder_run import BuilderRuns
 from pytest_kvmlab.lab.difference import difference
 from pytest_kvmlab.lab.importing import ImportRequest, import_image
-from pytest_kvmlab.lab.recipes import recipes
+from pytest_kvmlab.lab.recipes import find_recipe, recipes
 from pytest_kvmlab.lab.run import open_store
 from pytest_kvmlab.lab.store import Store
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.guest_file import load_guest_file
-from pytest_kvmlab.spec.names import nearest
+from pytest_kvmlab.spec.manifest import LOCK
 from pytest_kvmlab.spec.options import resolve_options
 from pytest_kvmlab.spec.quantity import parse_size
 
@@ -96,32 +96,44 @@ def diff_images(
 
 @app.command("build")
 def build_image(
-    name: Name,
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or the folder of one of your own.")],
     store: StoreFolder = None,
+    lock: Annotated[
+        Path | None, typer.Option(help="Exact packages: an image.lock, as `kvmlab image lock` prints it.")
+    ] = None,
     shell: Annotated[
         bool, typer.Option("--shell", help="Where setup.sh fails, open a shell in the half-built image.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build an image from its recipe, of the newest packages; nothing is done if exactly that is there."""
-    folders = recipes()
-    if name not in folders:
-        raise ImageError(
-            f"there is no recipe '{name}'{nearest(name, folders)}", f"known recipes: {', '.join(folders)}"
-        )
+    """Build an image of the packages in its lock, or of the newest, unless exactly that is there."""
+    folder = find_recipe(recipe)
     options = resolve_options({"lab": True, "store": store}, os.environ, {})
     with progress(plain=shell) as show:
         image = build(
-            folders[name],
+            folder,
             open_store(options.store),
             guests=BuilderRuns(options, show),
             rescue=open_shell if shell else None,
+            lock=lock,
             progress=show,
         )
     if as_json:
-        print_json(described(name, image))
+        print_json(described(image.name, image))
     else:
-        print(f"{name}: {image.folder}")
+        print(f"{image.name}: {image.folder}")
+
+
+@app.command("lock")
+def print_lock(name: Name, store: StoreFolder = None) -> None:
+    """Print the exact packages that an image was built of, for an image.lock in its recipe's folder."""
+    image = find(name, open_store(store))
+    lock = image.file(LOCK)
+    if lock is None:
+        raise ImageError(
+            f"image '{name}' was not built of packages by itself", "ask for the image that it is from"
+        )
+    print(lock.read_text(encoding="utf-8"), end="")
 
 
 @app.command("import")

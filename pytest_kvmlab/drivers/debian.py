@@ -4,9 +4,8 @@ import hashlib
 import re
 import tempfile
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvmlab.drivers.program import run
@@ -22,25 +21,6 @@ _PACKAGES_AT_ONCE = 40
 
 # 'URI' FILE SIZE SHA256:HEX, one line per package: apt-get(8), --print-uris
 _OFFER = re.compile(r"^'[^']*' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Package:
-    """One exact binary package that the archive offers.
-
-    Attributes:
-        name: the package's name.
-        version: its exact version.
-        file: the name of its file once downloaded.
-        size: bytes of that file.
-        sha256: hexadecimal digest of that file.
-    """
-
-    name: str
-    version: str
-    file: str
-    size: int
-    sha256: str
 
 
 def kernel_package(name: str) -> str:
@@ -60,7 +40,7 @@ def kernel_package(name: str) -> str:
     return kernels[0] if kernels else name
 
 
-def resolve(names: Sequence[str]) -> tuple[Package, ...]:
+def resolve(names: Sequence[str]) -> tuple[LockedPackage, ...]:
     """Ask apt which exact packages it would download; the network is not touched.
 
     Args:
@@ -82,23 +62,9 @@ def resolve(names: Sequence[str]) -> tuple[Package, ...]:
     return tuple(offers)
 
 
-def _package(offer: re.Match[str]) -> Package:
+def _package(offer: re.Match[str]) -> LockedPackage:
     name, version, _ = urllib.parse.unquote(offer["file"]).rsplit("_", 2)
-    return Package(name, version, offer["file"], int(offer["size"]), offer["sha256"])
-
-
-def download(packages: Iterable[Package], folder: Path) -> None:
-    """Download packages into a folder; apt checks their digests against the signed lists.
-
-    Args:
-        packages: what `resolve` said.
-        folder: an existing folder that gets the files.
-
-    Raises:
-        ImageError: the archive cannot be reached, or no longer has one of these versions.
-    """
-    wanted = [f"{package.name}={package.version}" for package in packages]
-    run(["apt-get", "download", *wanted], package="apt", timeout=_DOWNLOAD_SECONDS, folder=folder)
+    return LockedPackage(name=name, version=version, sha256=offer["sha256"], size=int(offer["size"]))
 
 
 def install(packages: Sequence[str]) -> None:
@@ -153,11 +119,11 @@ def resolve_system(packages: Sequence[str], *, suite: str, installed: str = "") 
         except ImageError as error:
             raise _unknown(error, options, suite) from error
     found = (_package(offer) for offer in _OFFER.finditer(told))
-    return tuple(sorted(map(_locked, found), key=lambda package: package.name))
+    return tuple(sorted(found, key=lambda package: package.name))
 
 
 def fetch(
-    packages: Sequence[LockedPackage], pool: Path, *, suite: str, scratch: Path, progress: Progress
+    packages: Sequence[LockedPackage], pool: Path, *, suite: str | None, scratch: Path, progress: Progress
 ) -> None:
     """See that each package is in a pool, as `SHA256.deb`; what is there already is not fetched again.
 
@@ -166,7 +132,7 @@ def fetch(
     Args:
         packages: the exact packages.
         pool: an existing folder.
-        suite: the codename of the release whose archive has them.
+        suite: the codename of the release whose archive has them; None: any that this machine uses.
         scratch: an existing folder on the same file system, for what is not complete yet.
         progress: told what is being done.
 
@@ -210,7 +176,7 @@ def _fetch(packages: Sequence[LockedPackage], pool: Path, options: Sequence[str]
 
 
 def _require_offers(
-    packages: Sequence[LockedPackage], options: Sequence[str], suite: str, pool: Path
+    packages: Sequence[LockedPackage], options: Sequence[str], suite: str | None, pool: Path
 ) -> None:
     """Find out before the first download what is nowhere any more, all of it."""
     told = run(
@@ -225,13 +191,16 @@ def _require_offers(
         raise ImageError(
             f"packages of the lock are nowhere any more: {', '.join(gone)}",
             "put them into the store again, from a backup or snapshot.debian.org, or update the lock",
-            looked_at=[f"the archive of {suite}, as this machine's apt knows it", pool],
+            looked_at=[f"the archive of {suite or 'this machine'}, as its apt knows it", pool],
         )
 
 
 @contextmanager
-def _archive(suite: str, installed: str = "") -> Iterator[list[str]]:
+def _archive(suite: str | None, installed: str = "") -> Iterator[list[str]]:
     """Options that show apt one suite of Debian alone, with a system of its own; the host's stays unread."""
+    if suite is None:
+        yield []
+        return
     sources = _sources(suite)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -307,10 +276,6 @@ def _unknown(error: ImageError, options: Sequence[str], suite: str) -> ImageErro
 def _apt_get(options: Sequence[str], *arguments: str, folder: Path | None = None) -> str:
     command = ["apt-get", *arguments[:1], *options, *arguments[1:]]
     return run(command, package="apt", timeout=_DOWNLOAD_SECONDS, folder=folder)
-
-
-def _locked(package: Package) -> LockedPackage:
-    return LockedPackage(name=package.name, version=package.version, sha256=package.sha256, size=package.size)
 
 
 def _sha256(file: Path) -> str:

@@ -69,7 +69,7 @@ setup_failed() {
     if [ -n "${KVMLAB_SHELL:-}" ]; then
         {
             echo "setup.sh failed with status $1 (/.setup.sh, output in /.setup/log); this is the tree as it left it"
-            inside sh -i || true
+            inside sh -i +m || true
         } </dev/tty >/dev/tty 2>&1
     fi
     exit 1

@@ -151,7 +151,7 @@ class Wire:
 
 def _in_the_run(program: str, *words: str) -> list[str]:
     """The command that runs a program in the run's network namespace, which is that of PID 1 (nsenter(1))."""
-    return ["nsenter", "--target", "1", "--net", "--", find_program(program), *words]
+    return ["nsenter", "--target", "1", "--net", "--", find_program(program, check="faults"), *words]
 
 
 def _healing(tap: str) -> str:

@@ -207,8 +207,17 @@ class Lan:
                 raise HostError(f"the networks at {self._folder} do not end", "run: kvmlab reap") from error
             except OSError:
                 pass  # killed, perhaps; its networks go with the run
-        if self._way_out:
+        self._end_way_out()
+
+    def _end_way_out(self) -> None:
+        """See that it ends, as it does by itself when the networks do."""
+        if self._way_out is None:
+            return
+        try:
             self._way_out.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._way_out.kill()
+            self._way_out.wait()
 
     def _is_ours(self, address: str) -> bool:
         """Whether an address is in a network that we have one in, too; else it is on a real LAN."""

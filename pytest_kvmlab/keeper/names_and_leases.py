@@ -20,8 +20,8 @@ class NameServer:
         network: the network.
         device: where it listens.
         folder: where its files are.
-        elsewhere: addresses of the lab's guests that have no name here, by name: a guest with several cards asks
-            one server only, and that one should know them all.
+        elsewhere: addresses of the lab's guests that have no name here, by name: a guest with several cards
+            asks one server only, and that one should know them all.
     """
 
     network: LanNetwork

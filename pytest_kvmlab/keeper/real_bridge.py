@@ -6,6 +6,8 @@ removes both when the run ends, however that happens (veth(4)).
 """
 
 import json
+import os
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.lan_request import LanNetwork, gateway_port
-from pytest_kvmlab.keeper.programs import run_program
+from pytest_kvmlab.keeper.programs import find_program, run_program
 
 _FORWARDING = "forwarding"
 # A bridge that speaks the spanning tree protocol listens for up to 30 seconds, and learns as long.
@@ -24,8 +26,13 @@ def refuse_taken_macs(network: LanNetwork, bridge: str) -> None:
     """Make sure that the host's bridge does not know somebody else of the same MAC address.
 
     Raises:
-        HostError: it does, or there is no such bridge.
+        HostError: it does, or there is no such bridge, or this user may not plug anything in.
     """
+    if os.geteuid() != 0:
+        raise HostError(
+            f"network '{network.name}': only root can plug something into {bridge}",
+            f"run as root; or let a bridge stand for it: [network.{network.name}] simulated = true",
+        )
     _require_bridge(network, bridge)
     known = {entry["mac"]: entry for entry in _listed(["bridge", "-json", "fdb", "show", "br", bridge])}
     for mac in (host.mac for host in network.hosts):
@@ -49,17 +56,34 @@ def plug_in(network: LanNetwork, bridge: str, run: int) -> None:
         HostError: this user may not, or the port does not begin to forward.
     """
     outer, inner, inside = port_name(network), gateway_port(network.bridge), f"/proc/self/fd/{run}"
-    outside = [
-        f"link add name {outer} type veth peer name {inner} netns {inside}",
-        f"link set dev {outer} addrgenmode none master {bridge} up",
-    ]
+    outside = making(outer, inner, inside, bridge, _mtu(bridge))
     run_program(["ip", "-batch", "-"], text="\n".join(outside), descriptors=[run])
     entering = ["nsenter", f"--net={inside}", "--"]
-    own_end = ["ip", "link", "set", "dev", inner, "addrgenmode", "none", "master", network.bridge, "up"]
-    run_program([*entering, *own_end], descriptors=[run])
+    own_end = ["link", "set", "dev", inner, "addrgenmode", "none", "master", network.bridge, "up"]
+    run_program([*entering, find_program("ip"), *own_end], descriptors=[run])
     deadline = Deadline(_FORWARDING_SECONDS)
-    _wait_until_it_forwards([*entering, "bridge"], inner, run, deadline)
+    _wait_until_it_forwards([*entering, find_program("bridge")], inner, run, deadline)
     _wait_until_it_forwards(["bridge"], outer, run, deadline)
+
+
+def making(outer: str, inner: str, inside: str, bridge: str, mtu: int) -> list[str]:
+    """Write what `ip -batch` is to do on the host.
+
+    A bridge takes the lowest MAC address and the lowest MTU of its ports for its own (Linux, `br_stp_if.c`
+    and `br_if.c`). Those of the host's bridge are to stay as they are, so the port has the same MTU, and as
+    high an address as there is of its kind, as libvirt's have.
+    """
+    address = (b"\xfe" + secrets.token_bytes(5)).hex(":")
+    peer = f"peer name {inner} mtu {mtu} netns {inside}"
+    return [
+        f"link add name {outer} address {address} mtu {mtu} type veth {peer}",
+        f"link set dev {outer} addrgenmode none master {bridge} up",
+    ]
+
+
+def _mtu(bridge: str) -> int:
+    (link,) = _listed(["ip", "-json", "link", "show", "dev", bridge])
+    return int(link["mtu"])
 
 
 def port_name(network: LanNetwork) -> str:
@@ -74,8 +98,8 @@ def _require_bridge(network: LanNetwork, bridge: str) -> None:
         found = f"{bridge} is no bridge" if bridge in kinds else f"this host has no bridge {bridge}"
         raise HostError(
             f"network '{network.name}': {found}",
-            f"name one of: {', '.join(name for name in kinds if kinds[name] == 'bridge') or 'none'}; or, for "
-            f"a bridge that only stands for it: [network.{network.name}] simulated = true",
+            f"name one of: {', '.join(name for name in kinds if kinds[name] == 'bridge') or 'none'}; or let "
+            f"a bridge stand for it: [network.{network.name}] simulated = true",
         )
 
 

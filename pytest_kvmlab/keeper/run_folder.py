@@ -47,7 +47,7 @@ def runs_root() -> Path:
     """
     root = Path(os.environ.get("KVMLAB_RUNS") or f"{_SHARED}/kvmlab-{os.getuid()}").absolute()
     try:
-        obstacle = _unusable_path(root) or _make_root(root)
+        obstacle = _unusable_path(root) or make_private(root)
     except OSError as error:
         raise HostError(f"the folder for runs cannot be made: {error}", _RUNS_HINT) from error
     if obstacle:
@@ -64,10 +64,14 @@ def _unusable_path(root: Path) -> str:
     return ""
 
 
-def _make_root(root: Path) -> str:
-    """Make the folder, and say what is wrong with the one that is there; empty if nothing is."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = root.lstat()
+def make_private(folder: Path) -> str:
+    """Make a folder for its owner alone, and say what is wrong with one that is there; empty if nothing is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         return "it is not a folder"
     if found.st_uid != os.getuid():

@@ -4,6 +4,7 @@ It is started outside the private host, by the owner of the lan, and needs no ru
 when the lan does: the other end of a pipe that it watches is open there, and nowhere else.
 """
 
+import contextlib
 import os
 import select
 import subprocess
@@ -32,7 +33,7 @@ def prepare_way_out(request: LanRequest) -> None:
     """
     led_out = [inner_name(index) for index, network in enumerate(request.networks) if network.uplink]
     if led_out:
-        run_program(["nft", "--file", "-"], text=rules(led_out))
+        run_program(["nft", "--file", "-"], text=rules(led_out), check="uplink")
     _FORWARDS.write_text("1" if led_out else "0")
 
 
@@ -66,39 +67,45 @@ def lead_out(descriptors: Sequence[int], log: Path) -> "subprocess.Popen[bytes]"
         HostError: it is missing, or cannot do it, with what it said.
     """
     ready, says_ready = os.pipe()
-    try:
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command(descriptors, says_ready),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[*descriptors, says_ready],
-                start_new_session=True,
-                cwd="/",
-            )
-        os.close(says_ready)
-        says_ready = -1
-        if not (select.select([ready], [], [], _READY_SECONDS)[0] and os.read(ready, 1)):
-            process.kill()
-            process.wait()
-            raise HostError(f"there is no way out: {tail_of(log)}", "run: kvmlab doctor", check="uplink")
-        return process
-    finally:
-        for descriptor in (ready, says_ready, *descriptors):
-            if descriptor >= 0:
-                os.close(descriptor)
+    with contextlib.ExitStack() as opened:
+        for descriptor in (ready, *descriptors):
+            opened.callback(os.close, descriptor)
+        try:
+            process = _start(descriptors, says_ready, log)
+        finally:
+            os.close(says_ready)
+        if select.select([ready], [], [], _READY_SECONDS)[0] and os.read(ready, 1):
+            return process
+        process.kill()
+        process.wait()
+    raise HostError(f"there is no way out: {tail_of(log)}", "run: kvmlab doctor", check="uplink")
+
+
+def _start(descriptors: Sequence[int], says_ready: int, log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command(descriptors, says_ready),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[*descriptors, says_ready],
+            start_new_session=True,  # Ctrl-C is for the tests, and a kept run outlives its owner
+            cwd="/",
+        )
 
 
 def command(descriptors: Sequence[int], says_ready: int) -> list[str]:
-    """The command line. What guests send is only read by a process that may do next to nothing."""
+    """The command line. What guests send is only read by a process that may do next to nothing.
+
+    Its sandbox needs a user 0, whom the user namespace of somebody else than root does not have.
+    """
     network, end, *user = descriptors
     return [
-        find_program("slirp4netns"),
+        find_program("slirp4netns", check="uplink"),
         "--configure",
         f"--cidr={UPLINK_SUBNET}",
         "--disable-host-loopback",
-        "--enable-sandbox",
+        *([] if user else ["--enable-sandbox"]),
         "--enable-seccomp",
         f"--exit-fd={end}",
         f"--ready-fd={says_ready}",

@@ -125,7 +125,8 @@ class _Builder:
     def blueprint(self, recipe: Recipe) -> Blueprint:
         match recipe.keys:
             case InitramfsKeys() as keys:
-                return initramfs_blueprint(recipe, keys, self.progress)
+                locked = self._locked(recipe)
+                return initramfs_blueprint(recipe, keys, self.store, locked=locked, progress=self.progress)
             case DebianKeys() as keys:
                 parent = None if isinstance(keys.origin, Suite) else self._origin(recipe, keys.origin)
                 return debian_blueprint(
@@ -138,7 +139,14 @@ class _Builder:
                     progress=self.progress,
                 )
             case InstallerKeys() as keys:
-                return installer_blueprint(recipe, keys, self._guests(recipe), self.progress)
+                return installer_blueprint(
+                    recipe,
+                    keys,
+                    self.store,
+                    self._guests(recipe),
+                    locked=self._locked(recipe),
+                    progress=self.progress,
+                )
             case LayerKeys() as keys:
                 parent = self._origin(recipe, keys.origin)
                 guests = self._guests(recipe)

@@ -3,7 +3,7 @@
 User-mode networking accepts a connection before the guest can. What was connected too early stays silent for
 seconds after the guest has come up (slirp repeats its SYN ever more rarely), so it does not pay to wait for
 it; but a slow guest needs time to greet. Hence two at once: a patient connection, and beside it one fresh one
-after the other, ever more rarely: each costs the guest a new process, and enough of them keep it from greeting.
+after the other, ever more rarely: each costs the guest a new process, and many keep it from greeting at all.
 """
 
 import selectors

@@ -1,12 +1,11 @@
 """A CD-ROM to install from: GRUB, a kernel and its first root from packages, and the recipe's files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_kvmlab.drivers import cpio, debian, grub_core, iso
+from pytest_kvmlab.drivers import cpio, grub_core, iso
 from pytest_kvmlab.errors import ImageError
 from pytest_kvmlab.lab import initramfs
-from pytest_kvmlab.lab.initramfs_image import kernel_release, packages_root
+from pytest_kvmlab.lab.unpacked import kernel_release
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.recipe import FirstRoot
 
@@ -29,9 +28,7 @@ _FROM_CD = ("biosdisk", "iso9660", *_CONFIGURED)
 _FROM_DISK = ("biosdisk", "part_msdos", "ext2", *_CONFIGURED)
 
 
-def make_disc(
-    recipe_folder: Path, keys: FirstRoot, packages: Sequence[debian.Package], folder: Path, progress: Progress
-) -> Path:
+def make_disc(recipe_folder: Path, keys: FirstRoot, root: Path, folder: Path, progress: Progress) -> Path:
     """Make the disc.
 
     Besides the recipe's own files it has `boot/vmlinuz` and `boot/initrd`, and for the disk that is installed
@@ -41,18 +38,17 @@ def make_disc(
     Args:
         recipe_folder: has files for the disc in its folder `disc`, and `init` and `root` for the first root.
         keys: names what the first root is made of.
-        packages: the exact packages, grub-pc-bin among them.
-        folder: where downloads and the disc go.
+        root: the unpacked packages, grub-pc-bin among them.
+        folder: where the disc goes.
         progress: told what is being done.
 
     Returns:
         The disc.
 
     Raises:
-        ImageError: a package cannot be had, lacks a file, or the recipe has no configuration of GRUB's.
+        ImageError: a package lacks a file, or the recipe has no configuration of GRUB's.
         HostError: grub-mkimage or xorriso is not installed.
     """
-    root = packages_root(packages, folder, progress)
     progress("making the installation disc", None)
     made = folder / "disc"
     made.mkdir()

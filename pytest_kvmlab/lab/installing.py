@@ -13,22 +13,24 @@ from functools import partial
 from pathlib import Path
 
 from pytest_kvmlab.deadline import Deadline
-from pytest_kvmlab.drivers import debian, fat, qemu_img
+from pytest_kvmlab.drivers import fat, qemu_img
 from pytest_kvmlab.errors import GuestError, HostError, ImageError, SerialMismatch, WaitTimeout
 from pytest_kvmlab.lab.base_image import BaseImage, StartsGuests
 from pytest_kvmlab.lab.blueprint import Blueprint, manifest
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.installation_disc import make_disc
 from pytest_kvmlab.lab.recipes import identity
-from pytest_kvmlab.lab.store import record
+from pytest_kvmlab.lab.store import Store, record
+from pytest_kvmlab.lab.unpacked import newest, unpack_all
 from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.plan.guest import BootSource
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.access import LoginKeys
 from pytest_kvmlab.spec.guest import DiskKeys, GuestKeys, given
-from pytest_kvmlab.spec.manifest import DISKS, Manifest
+from pytest_kvmlab.spec.lock import LockedPackage, lock_text
+from pytest_kvmlab.spec.manifest import DISKS, LOCK, Manifest
 from pytest_kvmlab.spec.quantity import MIB
-from pytest_kvmlab.spec.recipe import Answers, FirstRoot, InstallerKeys, IsoFile, Recipe
+from pytest_kvmlab.spec.recipe import Answers, InstallerKeys, IsoFile, Recipe
 
 _POWER_ON_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
@@ -54,7 +56,13 @@ _CODE, _SIGNATURE, _SECTOR = slice(0, 440), slice(510, 512), 512
 
 
 def installer_blueprint(
-    recipe: Recipe, keys: InstallerKeys, guests: StartsGuests, progress: Progress
+    recipe: Recipe,
+    keys: InstallerKeys,
+    store: Store,
+    guests: StartsGuests,
+    *,
+    locked: Sequence[LockedPackage] | None,
+    progress: Progress,
 ) -> Blueprint:
     """Find out what an image would be made of now.
 
@@ -63,23 +71,18 @@ def installer_blueprint(
     Args:
         recipe: the recipe.
         keys: what it says.
+        store: where packages are.
         guests: starts the guest that the installer runs in.
+        locked: the exact packages of its disc; None asks apt for the newest.
         progress: told what is being done.
 
     Raises:
         ImageError: apt does not know one of the packages.
     """
-    packages = _packages(keys.disc, progress) if keys.disc else ()
-    exact = [(package.name, package.version, package.sha256) for package in packages]
-    installer = _Installer(recipe, keys, packages, guests, progress)
-    return Blueprint(
-        name := identity(recipe.name, recipe.folder, exact), lambda folder: installer.make(folder, name)
-    )
-
-
-def _packages(disc: FirstRoot, progress: Progress) -> tuple[debian.Package, ...]:
-    progress("asking apt for package versions", 0.0)
-    return debian.resolve([debian.kernel_package(disc.kernel), *disc.packages])
+    packages = (locked or newest(keys.disc, progress)) if keys.disc else ()
+    name = identity(recipe.name, recipe.folder, lock_text(packages))
+    installer = _Installer(recipe, keys, packages, store, guests, progress)
+    return Blueprint(name, lambda folder: installer.make(folder, name))
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,14 @@ class _Installer:
 
     recipe: Recipe
     keys: InstallerKeys
-    packages: Sequence[debian.Package]
+    packages: Sequence[LockedPackage]
+    store: Store
     guests: StartsGuests
     progress: Progress
 
     def make(self, folder: Path, name: str) -> Manifest:
         self._install(self._disc(folder), folder)
+        (folder / "image" / LOCK).write_text(lock_text(self.packages), encoding="utf-8")
         versions = {package.name: package.version for package in self.packages}
         return manifest(self.recipe, name, folder / "image", packages=versions, disk_boots=True)
 
@@ -101,7 +106,13 @@ class _Installer:
         if self.keys.iso:
             return _checked(self.recipe.folder, self.keys.iso, self.progress)
         assert self.keys.disc  # noqa: S101  the recipe has one of the two
-        return make_disc(self.recipe.folder, self.keys.disc, self.packages, folder, self.progress)
+        return make_disc(
+            self.recipe.folder,
+            self.keys.disc,
+            unpack_all(self.packages, self.store.packages, folder, self.progress),
+            folder,
+            self.progress,
+        )
 
     def _install(self, disc: Path, folder: Path) -> None:
         """Let the installer run, and take its disk."""

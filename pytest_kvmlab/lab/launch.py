@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +15,9 @@ from pytest_kvmlab.drivers.ssh_login import Login
 from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.lab.base_image import BaseImage
-from pytest_kvmlab.lab.boot import boot_all
+from pytest_kvmlab.lab.boot import boot_all, boot_one
+from pytest_kvmlab.lab.capacity import Capacity
+from pytest_kvmlab.lab.claims import Entry
 from pytest_kvmlab.lab.disks import OwnDisk, asked_disk, overlay
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.hosts import Host
@@ -53,6 +55,7 @@ class Launcher:
     Attributes:
         host: where they run.
         images: what they boot from.
+        capacity: gives them memory, and turns to boot.
         accel: the accelerator that was proved.
         timeout_scale: what every timeout is multiplied by.
         journal: where events go.
@@ -62,6 +65,7 @@ class Launcher:
 
     host: Host
     images: Images
+    capacity: Capacity
     accel: Accel
     timeout_scale: float
     journal: Journal
@@ -100,9 +104,11 @@ class Launcher:
             GuestError: the guest does not get ready; the message says how far it came.
         """
         with ExitStack() as undo:
+            asked = undo.enter_context(self._asked(name, keys, lab.networks if lab else (), source))
+            memory = undo.enter_context(self.capacity.memory(asked.spec.memory, source))
             wiring = undo.enter_context(self._wired(lab, {name: keys}, source)) if lab else NO_WIRING
-            guest = undo.enter_context(self._made(name, keys, wiring, source=source, witness=witness))
-            guest.start(timeout=timeout)
+            guest = undo.enter_context(self._made(asked, wiring, memory, witness))
+            boot_one(guest, self.capacity.boot, timeout=timeout)
             yield guest
 
     @contextmanager
@@ -127,23 +133,34 @@ class Launcher:
             GuestError: a guest does not get ready; the message says how far it came.
         """
         with ExitStack() as undo:
+            asked = [
+                undo.enter_context(self._asked(name, keys, lab.networks, f"{source}: guest '{name}'"))
+                for name, keys in lab.guests.items()
+            ]
+            memory = undo.enter_context(
+                self.capacity.memory(sum(guest.spec.memory for guest in asked), source)
+            )
             wiring = undo.enter_context(self._wired(lab, {}, source))
             guests = {
-                name: undo.enter_context(
-                    self._made(name, keys, wiring, source=f"{source}: guest '{name}'", witness=witness)
-                )
-                for name, keys in lab.guests.items()
+                guest.name: undo.enter_context(self._made(guest, wiring, memory, witness)) for guest in asked
             }
-            boot_all(guests, {name: keys.after for name, keys in lab.guests.items()}, timeout=timeout)
+            after = {name: keys.after for name, keys in lab.guests.items()}
+            boot_all(guests, after, self.capacity.boot, timeout=timeout)
             yield Lab(lab, guests, wiring)
 
     @contextmanager
     def start(
         self, name: str, keys: GuestKeys, image: BaseImage, *, source: str, timeout: float
     ) -> Iterator[Guest]:
-        """Run a guest for a builder: `pytest_kvmlab.lab.base_image.StartsGuests`."""
-        with self._made(name, keys, NO_WIRING, source=source, witness=_ignore, image=image) as guest:
-            guest.start(timeout=timeout)
+        """Run a guest for a builder: `pytest_kvmlab.lab.base_image.StartsGuests`.
+
+        It does not wait for memory: who has some may wait for the image that is being built.
+        """
+        asked = _Asked(name, _resolved(keys, image, (), source), image, source, ExitStack())
+        with ExitStack() as undo:
+            memory = undo.enter_context(self.capacity.memory(asked.spec.memory, source, at_once=True))
+            guest = undo.enter_context(self._made(asked, NO_WIRING, memory, _ignore))
+            boot_one(guest, self.capacity.boot, timeout=timeout)
             yield guest
 
     def _wired(
@@ -154,24 +171,21 @@ class Launcher:
         return wired(self.host, self.worker, lab.networks, cards, source=source)
 
     @contextmanager
-    def _made(
-        self,
-        name: str,
-        keys: GuestKeys,
-        wiring: Wiring,
-        *,
-        source: str,
-        witness: Witness,
-        image: BaseImage | None = None,
-    ) -> Iterator[Guest]:
+    def _asked(
+        self, name: str, keys: GuestKeys, networks: Collection[str], source: str
+    ) -> Iterator["_Asked"]:
+        """A guest whose keys are complete and whose image is there, built now if need be."""
+        with ExitStack() as held:
+            image = held.enter_context(self._image(keys, source))
+            yield _Asked(name, _resolved(keys, image, networks, source), image, source, held)
+
+    @contextmanager
+    def _made(self, asked: "_Asked", wiring: Wiring, memory: Entry, witness: Witness) -> Iterator[Guest]:
         """A guest that is not switched on yet, and is switched off at the end, unless it is to stay."""
         with ExitStack() as undo:
-            image = image or undo.enter_context(self._image(keys, source))
-            spec = resolve_guest(merge(keys, image.keys), source=source, networks=wiring.networks)
-            _require(spec)
-            folder = self._new_folder(name)
+            folder = self._new_folder(asked.name)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            guest = self._make(name, spec, image, wiring, folder)
+            guest = self._make(asked.name, asked.spec, asked.image, wiring, folder)
             undo.callback(guest.close)
             kept = False
             try:
@@ -182,10 +196,11 @@ class Launcher:
                 raise
             finally:
                 if kept and guest.machine.is_on:
-                    leave(guest, source, image.locks)
+                    leave(guest, asked.source, [*asked.image.locks, memory.claim.file])
                     wiring.keep()
+                    memory.keep()
                     # Held until the keeper has taken over: the locks of the image.
-                    self._left.append(undo.pop_all())
+                    self._left += [undo.pop_all(), asked.held.pop_all()]
 
     def _image(self, keys: GuestKeys, source: str) -> AbstractContextManager[BaseImage]:
         if keys.image is None:
@@ -240,6 +255,32 @@ class Launcher:
             timeout_scale=self.timeout_scale,
             save=partial(self.images.save, boot[0].file.path) if boot else None,
         )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A guest with nothing left open.
+
+    Attributes:
+        name: its name in its lab.
+        spec: what it is.
+        image: what it boots from.
+        source: the guest as the reader knows it, for messages.
+        held: the lock of its image, unless that is held by who asks.
+    """
+
+    name: str
+    spec: GuestSpec
+    image: BaseImage
+    source: str
+    held: ExitStack
+
+
+def _resolved(keys: GuestKeys, image: BaseImage, networks: Collection[str], source: str) -> GuestSpec:
+    """All that a guest is; what it asks for in vain is told before anything is waited for."""
+    spec = resolve_guest(merge(keys, image.keys), source=source, networks=networks)
+    _require(spec)
+    return spec
 
 
 def _ignore(*_: object) -> bool:

@@ -5,6 +5,8 @@ import json
 from importlib import resources
 from pathlib import Path
 
+from pytest_kvmlab.errors import ConfigError, ImageError
+from pytest_kvmlab.spec.names import nearest
 from pytest_kvmlab.spec.recipe import RECIPE_FILE
 
 # Part of every image's identity: raise it whenever this package builds other bytes of the same recipe.
@@ -19,6 +21,36 @@ def recipes() -> dict[str, Path]:
     """
     shipped = Path(str(resources.files("pytest_kvmlab").joinpath("images")))
     return {file.parent.name: file.parent for file in sorted(shipped.glob(f"*/{RECIPE_FILE}"))}
+
+
+def find_recipe(wish: str) -> Path:
+    """Find a recipe that somebody names.
+
+    Args:
+        wish: the name of a recipe that comes with this package, or, with a slash, the folder of a recipe.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ImageError: there is no recipe of that name.
+        ConfigError: a recipe of somebody's has the name of one that comes with this package, whose image a
+            test that asks for it would build again in its place.
+    """
+    shipped = recipes()
+    if "/" not in wish and wish in shipped:
+        return shipped[wish]
+    if "/" not in wish:
+        raise ImageError(
+            f"there is no recipe '{wish}'{nearest(wish, shipped)}",
+            f"known recipes: {', '.join(shipped)}; the folder of one of your own has a slash: ./{wish}",
+        )
+    folder = Path(wish).resolve()
+    if folder.name in shipped and folder != shipped[folder.name].resolve():
+        raise ConfigError(
+            f"the name of {folder} is that of a recipe that comes with this package", "give it another name"
+        )
+    return folder
 
 
 def recipe_digest(folder: Path) -> str:

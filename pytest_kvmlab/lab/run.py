@@ -9,6 +9,7 @@ from pytest_kvmlab.drivers.libvirt import Versions
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.lab.accelerator import Verdict, prove
+from pytest_kvmlab.lab.capacity import Capacity
 from pytest_kvmlab.lab.hosts import Host, HostChoice, open_host
 from pytest_kvmlab.lab.images import Images
 from pytest_kvmlab.lab.launch import Launcher
@@ -86,9 +87,11 @@ def _open_run(
     options: Options, host: Host, store: Store, *, worker: str, journal: Journal, progress: Progress
 ) -> Run:
     images = Images(store, options.image, progress)
+    run = host.folder.run
+    capacity = Capacity(run, worker, options.memory, options.wait, journal, progress)
 
     def launcher(accel: Accel, scale: float = 1.0) -> Launcher:
-        return Launcher(host, images, accel, scale, journal, worker, keep=options.keep != "never")
+        return Launcher(host, images, capacity, accel, scale, journal, worker, keep=options.keep != "never")
 
     verdict = prove(options.accel, launcher, store.root / "accelerator")
     scale = options.timeout_scale or verdict.timeout_scale

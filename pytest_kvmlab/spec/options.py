@@ -36,6 +36,8 @@ class Options:
         keep: which guests stay after the run.
         store: where images and caches live; `None` is the user's cache folder.
         artifacts: where logs and screenshots go.
+        wait: seconds to wait for memory or for a turn to boot.
+        memory: bytes of memory that guests may have altogether; `None` is nine tenths of the machine's.
         timeout_scale: what every timeout is multiplied by; `None` is measured.
     """
 
@@ -47,6 +49,8 @@ class Options:
     keep: Keep
     store: Path | None
     artifacts: Path
+    wait: float
+    memory: int | None
     timeout_scale: float | None
 
 
@@ -123,6 +127,19 @@ def _scale(text: str) -> float | None:
     if text == "auto":
         return None
     return _number(text, "'auto' or a number above zero", lambda number: number > 0)
+
+
+def _seconds(text: str) -> float:
+    return _number(text, "a number of seconds, zero or more", lambda number: number >= 0)
+
+
+def _memory(text: str) -> int | None:
+    if text == "auto":
+        return None
+    # It brings pydantic, which plain pytest must not pay for.
+    from pytest_kvmlab.spec.quantity import parse_size  # noqa: PLC0415
+
+    return parse_size(text)
 
 
 def _number(text: str, wanted: str, fits: Callable[[float], bool]) -> float:
@@ -209,6 +226,8 @@ OPTIONS = (
         "DIR",
     ),
     Option("artifacts", "kvmlab-artifacts", _folder, "where console logs and screenshots go", "DIR"),
+    Option("wait", "600", _seconds, "how long to wait for memory that other guests have", "SECONDS"),
+    Option("memory", "auto", _memory, "how much memory the guests of all runs may have together", "SIZE"),
     Option("timeout_scale", "auto", _scale, "what every timeout is multiplied by, or auto", "X"),
 )
 """The options that take a value; the switch `--kvm-lab` stands apart because no ini file may turn it on."""

@@ -64,6 +64,7 @@ def campus(folder: Path) -> Iterator[Campus]:
             f"link add port0 type veth peer name eth0 address {NEIGHBOUR_MAC} netns {neighbour.process}",
             "link set port0 master br0 addrgenmode none up",
             "address add 192.0.2.10/24 dev br0",
+            "link set port0 mtu 4000",
             "link set br0 addrgenmode none up",
         )
         neighbour.ip("link set lo up", f"address add {NEIGHBOUR}/24 dev eth0", "link set eth0 up")

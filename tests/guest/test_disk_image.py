@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvmlab.drivers import cpio, debian
+from pytest_kvmlab.drivers import cpio
 from pytest_kvmlab.errors import ImageError
 from pytest_kvmlab.lab import disk_image, initramfs
-from pytest_kvmlab.lab.initramfs_image import kernel_release, packages_root
+from pytest_kvmlab.lab.unpacked import kernel_release, newest, unpack_all
 from pytest_kvmlab.spec.recipe import FirstRoot
 from tests.guest.test_ext4 import as_nobody
 from tests.small_tar import file, folder, symlink, write
@@ -38,13 +38,17 @@ KEYS = FirstRoot(
 )
 
 
+def unwatched(_step: str, _share: float | None) -> None:
+    pass
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A system of a kernel, GRUB, and a first process that says what it sees."""
     work = tmp_path_factory.mktemp("tree")
     (work / "init").write_bytes(INIT)
-    packages = debian.resolve([debian.kernel_package(KEYS.kernel), *KEYS.packages])
-    root = packages_root(packages, work, lambda _step, _share: None)
+    (pool := work / "pool").mkdir()
+    root = unpack_all(newest(KEYS, unwatched), pool, work, unwatched)
     release = kernel_release(root)
     cpio.write(initramfs.entries(work, KEYS, root, release), work / "initrd")
     write(

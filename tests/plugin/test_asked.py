@@ -37,7 +37,8 @@ def asked(pytester: pytest.Pytester, text: str, **options: object) -> dict[str, 
     """What the tests of a file ask for, by their names."""
     items, _ = pytester.inline_genitems(str(write(pytester, "tests/test_it.py", text)))
     decided = resolve_options(options, {}, {})
-    return {item.nodeid.partition("::")[2]: asked_guest(item, decided) for item in items}
+    found = {item.nodeid.partition("::")[2]: asked_guest(item, decided) for item in items}
+    return {test: (guest.name, guest.keys) for test, guest in found.items()}
 
 
 def asked_once(pytester: pytest.Pytester, mark: str, **options: object) -> tuple[str, GuestKeys]:

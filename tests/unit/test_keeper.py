@@ -245,7 +245,7 @@ def test_a_half_written_record_reads_as_empty(dead: RunFolder) -> None:
 # The socket
 
 
-def say(words: bytes, *, finish: bool = True) -> protocol.Dial:
+def say(words: bytes, *, finish: bool = True) -> protocol.Dial | protocol.OpenLan:
     """What the keeper understands of some bytes."""
     ours, theirs = socket.socketpair()
     with closing(ours), closing(theirs):

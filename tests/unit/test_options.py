@@ -37,6 +37,8 @@ def test_every_field_has_an_option_and_a_default() -> None:
         keep="never",
         store=None,
         artifacts=Path("kvmlab-artifacts"),
+        wait=600.0,
+        memory=None,
         timeout_scale=None,
     )
 

@@ -1,0 +1,2 @@
+ln -s ../lib/licence/client.py /usr/local/bin/licence
+systemctl enable licence.service

@@ -1,0 +1,2 @@
+systemd-sysusers /usr/lib/sysusers.d/measurement.conf
+systemctl enable measurement.service

@@ -1,0 +1,199 @@
+"""The memory and the processors of this machine, shared by the guests of all runs of its user.
+
+Memory is reserved for a whole lab at once and given back when its guests are gone: two labs that each had a
+half would wait for each other. What counts is what guests were promised: they touch it little by little, so
+that the kernel's own account of what is free knows nothing of it yet.
+"""
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.journal import Journal
+from pytest_kvmlab.lab.claims import Claim, Entry, Ledger, taken
+from pytest_kvmlab.progress import Progress
+
+_SHARE_OF_GUESTS = 0.9  # the rest is for QEMU itself, the tests and the system
+_MEMORY, _BOOTS = "memory-1", "boots-1"  # the number changes with what is written into claims
+_MIB, _GIB = 2**20, 2**30
+
+
+def claims_folder() -> Path:
+    """Where all runs of this user tell each other what they use, wherever they have their folders."""
+    return Path(f"/var/tmp/kvmlab-{os.getuid()}-claims")  # noqa: S108 - refused if it is anybody else's
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one process of a run may use of this machine.
+
+    Attributes:
+        run: the run's id.
+        worker: the process's name within the run.
+        limit: bytes of memory that guests may have altogether; None: nine tenths of what this machine has.
+        wait: seconds to wait for memory or for a turn to boot.
+        journal: where it is noted who had to wait, and what was given although there was not enough.
+        progress: told what is being waited for.
+        folder: where the claims of all runs are.
+    """
+
+    run: str
+    worker: str
+    limit: int | None
+    wait: float
+    journal: Journal
+    progress: Progress
+    folder: Path = field(default_factory=claims_folder)
+    _holder: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @contextmanager
+    def memory(self, amount: int, source: str, *, at_once: bool = False) -> Iterator[Entry]:
+        """Reserve memory as long as the context lasts.
+
+        Args:
+            amount: bytes, for all guests of a lab together.
+            source: what they are for, for messages.
+            at_once: do not wait, even if there is not enough: others wait for what these guests do.
+
+        Yields:
+            The reservation; who keeps it has to lock its file before this process ends.
+
+        Raises:
+            HostError: there will never be as much, or there was not in time; the message says who has it.
+        """
+        limit = memory_for_guests() if self.limit is None else self.limit
+        ledger, claim = Ledger(self.folder / _MEMORY), self._claim(source, self._holder, amount, limit)
+        with ledger.entered(claim) as entry:
+            started = time.monotonic()
+            if at_once:
+                claims = entry.take()
+            else:
+                self._refuse_more_than_all(claim, ledger)
+                claims = self._waited(entry, "memory", _size, lambda: None)
+            self._note(source, claim, claims, time.monotonic() - started)
+            yield entry
+
+    @contextmanager
+    def boot(self, name: str, check: Callable[[], None]) -> Iterator[None]:
+        """Take a turn to boot a guest: more at once than there are processors would make each of them late.
+
+        Args:
+            name: the guest.
+            check: raises if the guest need not boot any more.
+
+        Raises:
+            HostError: no turn came in time.
+        """
+        limit = len(os.sched_getaffinity(0))
+        # Each guest is a holder of its own: none needs another turn to finish its own.
+        claim = self._claim(name, secrets.token_hex(8), 1, limit)
+        with Ledger(self.folder / _BOOTS).entered(claim) as entry:
+            self._waited(entry, "a turn to boot", lambda amount: f"{amount} of {limit}", check)
+            yield
+
+    def _claim(self, source: str, holder: str, amount: int, limit: int) -> Claim:
+        who = f"{source} (run {self.run}, {self.worker}, process {os.getpid()})"
+        return Claim(who, holder, amount, limit, time.time())
+
+    def _refuse_more_than_all(self, claim: Claim, ledger: Ledger) -> None:
+        """What is larger than all there is, or waits for what its own holder has, would wait for nothing."""
+        with ledger.claims() as claims:
+            own = [each for each in claims if each.holder == claim.holder and each.state == "held"]
+        if taken(own) + claim.amount > claim.limit:
+            raise HostError(
+                f"{claim.who} needs {_size(claim.amount)} of memory for its guests"
+                + (f", beside {_size(taken(own))} that it has" if own else "")
+                + f"; all guests on this machine may have {_size(claim.limit)}",
+                "give its guests less memory, or set --kvm-memory if there is more than that",
+                looked_at=[_told(each, _size) for each in own],
+            )
+
+    def _waited(
+        self, entry: Entry, what: str, size: Callable[[int], str], check: Callable[[], None]
+    ) -> Sequence[Claim]:
+        tell = _Teller(partial(self._tell, entry.claim, what, size))
+        claims = entry.wait(Deadline(self.wait), check=check, tell=tell)
+        if claims is None:
+            raise HostError(
+                f"{entry.claim.who} waited {self.wait:g} s in vain for {what}: "
+                f"{size(entry.claim.amount)}, where all together may have {size(entry.claim.limit)}",
+                "let it wait longer (--kvm-wait), end kept guests (kvmlab reap --kept), or use fewer workers",
+                looked_at=[_told(each, size) for each in tell.seen if each != entry.claim],
+            )
+        return claims
+
+    def _tell(self, mine: Claim, what: str, size: Callable[[int], str], claims: Sequence[Claim]) -> None:
+        holders = ", ".join(each.who for each in claims if each.state != "waiting")
+        self.progress(f"waiting for {what}: {size(mine.amount)}, held by {holders or 'nobody'}", None)
+
+    def _note(self, source: str, mine: Claim, others: Sequence[Claim], waited: float) -> None:
+        """Write down what is out of the ordinary; `others` are claims of the moment before it was given."""
+        too_much = taken(others) + mine.amount - mine.limit
+        outcome = f"{_size(too_much)} more than there is were given" if too_much > 0 else ""
+        if outcome or waited > 1:
+            self.journal.note(source, "memory", _size(mine.amount), seconds=waited, outcome=outcome)
+
+
+class _Teller:
+    """Tells what there is only when it is something else than before."""
+
+    def __init__(self, tell: Callable[[Sequence[Claim]], None]) -> None:
+        self.seen: Sequence[Claim] = ()
+        self._tell = tell
+
+    def __call__(self, claims: Sequence[Claim]) -> None:
+        if claims != self.seen:
+            self.seen = claims
+            self._tell(claims)
+
+
+def memory_for_guests(
+    meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup"), own: Path | None = None
+) -> int:
+    """How much memory guests may have altogether: nine tenths of what this machine lets us have.
+
+    Args:
+        meminfo: what the kernel says about the machine (proc(5)).
+        cgroups: where control groups are mounted.
+        own: says which control group is this process's (cgroups(7)).
+
+    Returns:
+        Bytes.
+    """
+    found = re.search(r"^MemTotal: +(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    total = int(found[1]) * 1024 if found else 0
+    limits = _cgroup_limits(cgroups, own or Path("/proc/self/cgroup"))
+    return int(min([total, *limits]) * _SHARE_OF_GUESTS)
+
+
+def _cgroup_limits(cgroups: Path, own: Path) -> Iterator[int]:
+    """What this process's control group and those above it may use (kernel: admin-guide/cgroup-v2)."""
+    found = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE)
+    if found is None:
+        return
+    group = Path(found[1])
+    for each in (group, *group.parents):
+        try:
+            limit = (cgroups / each / "memory.max").read_text().strip()
+        except OSError:  # the group at the top has no limit, and in a container not all are seen
+            continue
+        if limit.isdigit():
+            yield int(limit)
+
+
+def _told(claim: Claim, size: Callable[[int], str]) -> str:
+    seconds = max(0, time.time() - claim.since)
+    state = {"waiting": "is waited for", "held": "held", "kept": "kept"}[claim.state]
+    return f"{size(claim.amount)} {state} by {claim.who}, since {seconds:.0f} s"
+
+
+def _size(amount: int) -> str:
+    return f"{amount / _GIB:.3g} GiB" if amount >= _GIB else f"{amount / _MIB:.3g} MiB"

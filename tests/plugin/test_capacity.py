@@ -1,0 +1,73 @@
+"""Memory is shared with other runs: here with a claim of this test's own, which stands for them."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_kvmlab.journal import Journal
+from pytest_kvmlab.lab.capacity import Capacity, claims_folder
+from pytest_kvmlab.lab.claims import Ledger
+from tests.plugin.project import Project
+
+MIB = 2**20
+
+LAB = """
+[guest.web]
+image = "micro"
+memory = "192MiB"
+
+[guest.db]
+image = "micro"
+memory = "128MiB"
+"""
+
+
+@pytest.fixture
+def lab(project: Project) -> Project:
+    project.write("pair.lab.toml", LAB)
+    project.write("test_pair.py", "def test_pair(lab): assert False")
+    return project
+
+
+@pytest.fixture
+def another_run() -> Iterator[None]:
+    capacity = Capacity("0badcafe", "main", 256 * MIB, 0, Journal(), lambda *_: None)
+    with capacity.memory(256 * MIB, "another test", at_once=True):
+        yield
+
+
+@pytest.mark.usefixtures("another_run")
+def test_a_lab_that_gets_no_memory_in_time_says_who_has_it(lab: Project) -> None:
+    result = lab.pytest("--kvm-lab", "--kvm-wait=0.5", "--kvm-memory=512MiB")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*waiting for memory: 320 MiB, held by *another test (run 0badcafe, main, process *",
+            "*test_pair* waited 0.5 s in vain for memory: 320 MiB, where all together may have 512 MiB*",
+            "*256 MiB held by another test (run 0badcafe, main, process *",
+        ]
+    )
+
+
+def test_a_lab_that_needs_more_memory_than_there_is_does_not_wait_for_it(lab: Project) -> None:
+    result = lab.pytest("--kvm-lab", "--kvm-memory=256MiB")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*needs 320 MiB of memory for its guests; all guests on this machine may*"])
+
+
+def memory_of(run: str) -> list[tuple[int, str]]:
+    """How much memory a run has, and in what way."""
+    with Ledger(claims_folder() / "memory-1").claims() as claims:
+        return [(claim.amount, claim.state) for claim in claims if f"(run {run}, " in claim.who]
+
+
+def test_the_memory_of_kept_guests_is_reserved_as_long_as_they_stay(project: Project) -> None:
+    project.write("test_one.py", "import pytest\n@pytest.mark.kvm(image='micro')\ndef test(guest): ...")
+    project.pytest("--kvm-lab", "--kvm-keep=always").assert_outcomes(passed=1)
+    try:
+        (run,) = project.run_folders()
+        assert memory_of(run) == [(256 * MIB, "kept")]
+    finally:
+        subprocess.run(["kvmlab", "reap", "--kept"], env=project.full_environment(), check=True, timeout=60)
+    assert memory_of(run) == []
