@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from xml.etree import ElementTree as ET
 
 from pytest_kvmlab.errors import HostError, KvmlabError
 
@@ -64,6 +66,13 @@ def _telling(doing: str) -> Iterator[None]:
         raise HostError(f"{doing}: {error.get_error_message() or error}") from error
     except TimeoutError as error:
         raise HostError(f"{doing}: {error}", "its QEMU or libvirt hangs: look with ps and top") from error
+
+
+def _set_state(card: ET.Element, state: str) -> None:
+    link = card.find("link")
+    if link is None:
+        link = ET.SubElement(card, "link")
+    link.set("state", state)
 
 
 def _answer(call: Callable[[], Answer], seconds: float = _ANSWER_SECONDS) -> Answer:
@@ -306,6 +315,26 @@ class Domain:
         """The live XML, with what libvirt filled in."""
         with self._connection.telling(f"the XML of {self.name} cannot be read"):
             return str(_answer(self.raw.XMLDesc))
+
+    def set_link(self, mac: str, *, up: bool) -> None:
+        """Plug the cable of a network card in or out: formatdomain, "Modifying virtual link state".
+
+        Args:
+            mac: the card's MAC address.
+            up: whether it is plugged in.
+
+        Raises:
+            HostError: there is no such card, or the guest is gone.
+        """
+        with self._connection.telling(f"the cable of {mac} in {self.name} stays as it is"):
+            domain = ET.fromstring(_answer(self.raw.XMLDesc))  # noqa: S314  libvirt printed it
+            for card in domain.iterfind("devices/interface"):
+                if (own := card.find("mac")) is not None and own.get("address") == mac:
+                    _set_state(card, "up" if up else "down")
+                    changed = ET.tostring(card, encoding="unicode")
+                    _answer(partial(self.raw.updateDeviceFlags, changed))
+                    return
+            raise HostError(f"{self.name} has no network card {mac}")
 
     def screenshot(self, path: Path) -> None:
         """Write a picture of the first screen: PNG, or PPM where QEMU is older than 7.1.

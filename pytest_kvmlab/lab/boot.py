@@ -23,7 +23,6 @@ def boot_one(guest: Guest, turn: Turn, *, timeout: float) -> None:
 
     Raises:
         GuestError: it did not get ready.
-        HostError: it got no turn.
     """
     _boot(guest.name, guest, turn, threading.Event(), timeout)
 
@@ -41,7 +40,6 @@ def boot_all(
 
     Raises:
         GuestError: one did not get ready; the others are off.
-        HostError: one got no turn; the others are off.
     """
     given_up = threading.Event()
     order = TopologicalSorter({name: after.get(name, ()) for name in guests})

@@ -23,6 +23,8 @@ from pytest_kvmlab.progress import Progress
 
 _SHARE_OF_GUESTS = 0.9  # the rest is for QEMU itself, the tests and the system
 _MEMORY, _BOOTS = "memory-1", "boots-1"  # the number changes with what is written into claims
+# What boots for longer hangs or waits for something; it is not to hold up everyone else's guests.
+_TURN_SECONDS = 120.0
 _MIB, _GIB = 2**20, 2**30
 
 
@@ -39,7 +41,7 @@ class Capacity:
         run: the run's id.
         worker: the process's name within the run.
         limit: bytes of memory that guests may have altogether; None: nine tenths of what this machine has.
-        wait: seconds to wait for memory or for a turn to boot.
+        wait: seconds to wait for memory, or for a turn to boot.
         journal: where it is noted who had to wait, and what was given although there was not enough.
         progress: told what is being waited for.
         folder: where the claims of all runs are.
@@ -77,7 +79,7 @@ class Capacity:
                 claims = entry.take()
             else:
                 self._refuse_more_than_all(claim, ledger)
-                claims = self._waited(entry, "memory", _size, lambda: None)
+                claims = self._waited(entry)
             self._note(source, claim, claims, time.monotonic() - started)
             yield entry
 
@@ -85,18 +87,17 @@ class Capacity:
     def boot(self, name: str, check: Callable[[], None]) -> Iterator[None]:
         """Take a turn to boot a guest: more at once than there are processors would make each of them late.
 
+        Who got no turn in time boots even so: that is late for all, but breaks nothing.
+
         Args:
             name: the guest.
             check: raises if the guest need not boot any more.
-
-        Raises:
-            HostError: no turn came in time.
         """
-        limit = len(os.sched_getaffinity(0))
         # Each guest is a holder of its own: none needs another turn to finish its own.
-        claim = self._claim(name, secrets.token_hex(8), 1, limit)
-        with Ledger(self.folder / _BOOTS).entered(claim) as entry:
-            self._waited(entry, "a turn to boot", lambda amount: f"{amount} of {limit}", check)
+        claim = self._claim(name, secrets.token_hex(8), 1, len(os.sched_getaffinity(0)))
+        with Ledger(self.folder / _BOOTS, lasts=_TURN_SECONDS).entered(claim) as entry:
+            if entry.wait(Deadline(self.wait), check=check) is None:
+                entry.take()
             yield
 
     def _claim(self, source: str, holder: str, amount: int, limit: int) -> Claim:
@@ -113,26 +114,25 @@ class Capacity:
                 + (f", beside {_size(taken(own))} that it has" if own else "")
                 + f"; all guests on this machine may have {_size(claim.limit)}",
                 "give its guests less memory, or set --kvm-memory if there is more than that",
-                looked_at=[_told(each, _size) for each in own],
+                looked_at=[_told(each) for each in own],
             )
 
-    def _waited(
-        self, entry: Entry, what: str, size: Callable[[int], str], check: Callable[[], None]
-    ) -> Sequence[Claim]:
-        tell = _Teller(partial(self._tell, entry.claim, what, size))
-        claims = entry.wait(Deadline(self.wait), check=check, tell=tell)
+    def _waited(self, entry: Entry) -> Sequence[Claim]:
+        """All claims at the moment at which one had its turn; who waits for it is told of every change."""
+        mine, seen = entry.claim, _Changes(partial(self._tell, entry.claim))
+        claims = entry.wait(Deadline(self.wait), tell=seen)
         if claims is None:
             raise HostError(
-                f"{entry.claim.who} waited {self.wait:g} s in vain for {what}: "
-                f"{size(entry.claim.amount)}, where all together may have {size(entry.claim.limit)}",
+                f"{mine.who} waited {self.wait:g} s in vain for memory: {_size(mine.amount)}, where "
+                f"all guests together may have {_size(mine.limit)}",
                 "let it wait longer (--kvm-wait), end kept guests (kvmlab reap --kept), or use fewer workers",
-                looked_at=[_told(each, size) for each in tell.seen if each != entry.claim],
+                looked_at=[_told(each) for each in seen.last if each != mine],
             )
         return claims
 
-    def _tell(self, mine: Claim, what: str, size: Callable[[int], str], claims: Sequence[Claim]) -> None:
+    def _tell(self, mine: Claim, claims: Sequence[Claim]) -> None:
         holders = ", ".join(each.who for each in claims if each.state != "waiting")
-        self.progress(f"waiting for {what}: {size(mine.amount)}, held by {holders or 'nobody'}", None)
+        self.progress(f"waiting for memory: {_size(mine.amount)}, held by {holders or 'nobody'}", None)
 
     def _note(self, source: str, mine: Claim, others: Sequence[Claim], waited: float) -> None:
         """Write down what is out of the ordinary; `others` are claims of the moment before it was given."""
@@ -142,16 +142,16 @@ class Capacity:
             self.journal.note(source, "memory", _size(mine.amount), seconds=waited, outcome=outcome)
 
 
-class _Teller:
+class _Changes:
     """Tells what there is only when it is something else than before."""
 
     def __init__(self, tell: Callable[[Sequence[Claim]], None]) -> None:
-        self.seen: Sequence[Claim] = ()
+        self.last: Sequence[Claim] = ()
         self._tell = tell
 
     def __call__(self, claims: Sequence[Claim]) -> None:
-        if claims != self.seen:
-            self.seen = claims
+        if claims != self.last:
+            self.last = claims
             self._tell(claims)
 
 
@@ -189,10 +189,10 @@ def _cgroup_limits(cgroups: Path, own: Path) -> Iterator[int]:
             yield int(limit)
 
 
-def _told(claim: Claim, size: Callable[[int], str]) -> str:
+def _told(claim: Claim) -> str:
     seconds = max(0, time.time() - claim.since)
     state = {"waiting": "is waited for", "held": "held", "kept": "kept"}[claim.state]
-    return f"{size(claim.amount)} {state} by {claim.who}, since {seconds:.0f} s"
+    return f"{_size(claim.amount)} {state} by {claim.who}, since {seconds:.0f} s"
 
 
 def _size(amount: int) -> str:

@@ -7,8 +7,10 @@ moments only: its owner reads a few files.
 
 import fcntl
 import json
+import math
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +37,7 @@ class Claim:
         holder: who cannot give anything back while it waits, and has all claims of this name.
         amount: how much.
         limit: how much its holder lets all together have.
-        since: when it was made, in seconds since the epoch.
+        since: when its state began, in seconds since the epoch.
         state: whether it waits, has its turn, or has it for longer than its holder lives.
         file: where it is written down.
     """
@@ -90,10 +92,12 @@ class Ledger:
 
     Args:
         folder: where they are; made, for its owner alone, when it is needed.
+        lasts: seconds after which what is held no longer counts.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lasts: float = math.inf) -> None:
         self.folder = folder
+        self.lasts = lasts
 
     @contextmanager
     def claims(self) -> Iterator[list[Claim]]:
@@ -106,7 +110,7 @@ class Ledger:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             files = sorted(self.folder.glob(f"*{_SUFFIX}"))
-            yield [claim for file in files if (claim := _living(file))]
+            yield [claim for file in files if (claim := _living(file)) and not self._is_over(claim)]
         finally:
             os.close(descriptor)
 
@@ -121,6 +125,9 @@ class Ledger:
             yield entry
         finally:
             entry.leave()
+
+    def _is_over(self, claim: Claim) -> bool:
+        return claim.state == "held" and time.time() - claim.since > self.lasts
 
     def _open(self) -> int:
         try:
@@ -153,7 +160,11 @@ class Entry:
         self._write()
 
     def wait(
-        self, deadline: Deadline, *, check: Callable[[], None], tell: Callable[[Sequence[Claim]], None]
+        self,
+        deadline: Deadline,
+        *,
+        check: Callable[[], None] = lambda: None,
+        tell: Callable[[Sequence[Claim]], None] = lambda _: None,
     ) -> Sequence[Claim] | None:
         """Wait for the turn of the claim.
 
@@ -195,7 +206,7 @@ class Entry:
             os.close(self._file)
 
     def _become(self, state: State) -> None:
-        self.claim = replace(self.claim, state=state)
+        self.claim = replace(self.claim, state=state, since=time.time())
         self._write()
 
     def _write(self) -> None:

@@ -1,7 +1,7 @@
 """A guest and its verbs: commands, conditions and power come from the modules of these names."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from pytest_kvmlab.drivers.testinfra import testinfra_host
 from pytest_kvmlab.errors import ConfigError, HostError, TeardownError
 from pytest_kvmlab.lab.commands import COMMAND_SECONDS
 from pytest_kvmlab.lab.machine import Machine
+from pytest_kvmlab.lab.nic import Nic
 from pytest_kvmlab.lab.power import Power
 from pytest_kvmlab.lab.store import Image
 from pytest_kvmlab.plan.keyboard import key_codes
@@ -31,6 +32,7 @@ class Guest(Power):
         image_identity: the SHA-256 of its image, or the path of the file that stands in for it.
         kernel: the version of its image's kernel, or the path of the file that it boots instead.
         timeout_scale: what timeouts are multiplied by.
+        nics: its network cards, in the order of the key `networks`.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Guest(Power):
         kernel: str,
         timeout_scale: float,
         save: Callable[..., Image] | None,
+        nics: Sequence[Nic] = (),
     ) -> None:
         super().__init__(machine, spec, ssh, timeout_scale=timeout_scale)
         self.image_identity = image_identity
         self.kernel = kernel
+        self.nics = tuple(nics)
         self._save = save
         self._relays: dict[int, Relay] = {}
 

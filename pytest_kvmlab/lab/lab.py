@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.guest import Guest
-from pytest_kvmlab.lab.wiring import Wiring
+from pytest_kvmlab.lab.wiring import Line, Wiring
 from pytest_kvmlab.spec.labfile import LabSpec
 from pytest_kvmlab.spec.names import nearest
 
@@ -57,7 +57,7 @@ class Lab(Mapping[str, Guest]):
                 {
                     member.guest: address
                     for member in plan.members
-                    if member.hostname and (address := self._wiring.address(member))
+                    if member.hostname and (address := Line(self._wiring, plan, member).address)
                 },
             )
             for name, plan in self._wiring.plans.items()
@@ -80,6 +80,34 @@ class Lab(Mapping[str, Guest]):
             )
         found = self.spec.apps[app]
         return self[found.guest].url(found.port, f"{found.path}{path}")
+
+    def partition(self, one: str, other: str) -> None:
+        """Let two guests not hear each other any more; the test, and other guests, still reach both.
+
+        Args:
+            one: a guest's name.
+            other: another's.
+
+        Raises:
+            ConfigError: the lab has no such guest, or the two have no network in common.
+            HostError: the kernel cannot do this.
+        """
+        in_common = [
+            plan
+            for plan in self._wiring.plans.values()
+            if {self[one].name, self[other].name} <= {member.guest for member in plan.members}
+        ]
+        if not in_common:
+            raise ConfigError(f"lab {self.name}: {one} and {other} have no network in common")
+        self._wiring.part(one, other)
+
+    def heal(self) -> None:
+        """Let all guests hear each other again, and make every bad line a good one.
+
+        Raises:
+            HostError: the networks are gone.
+        """
+        self._wiring.heal()
 
     def reset(self) -> None:
         """Make every guest as it was at first, in the order of the lab.

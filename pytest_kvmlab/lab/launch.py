@@ -25,6 +25,7 @@ from pytest_kvmlab.lab.images import Images
 from pytest_kvmlab.lab.kept import GUEST_DISK, leave
 from pytest_kvmlab.lab.lab import Lab
 from pytest_kvmlab.lab.machine import SSH_PORT, Machine
+from pytest_kvmlab.lab.nic import Nic
 from pytest_kvmlab.lab.seed import Seed, write_seed
 from pytest_kvmlab.lab.wiring import NO_WIRING, Wiring, wired
 from pytest_kvmlab.plan.domain_xml import domain_xml
@@ -242,7 +243,9 @@ class Launcher:
         # Names of guests come again in other tests: the journal of a guest has the events of no other.
         journal = Journal(listeners=[self.journal.add])
         autodestroy = self.host.autodestroy and not self.keep
-        machine = Machine(name, self.host, plan, renew, journal, autodestroy, wiring.dial(name))
+        lines = [wiring.line(name, index) for index in range(len(plan.nics))]
+        dial = lines[0].dial if lines and lines[0] else None
+        machine = Machine(name, self.host, plan, renew, journal, autodestroy, dial)
         ssh = SshChannel(
             name, partial(machine.dial_greeter, SSH_PORT), access.login, host_key=access.host_key
         )
@@ -254,6 +257,7 @@ class Launcher:
             kernel=str(spec.kernel or image.kernel_version or ""),
             timeout_scale=self.timeout_scale,
             save=partial(self.images.save, boot[0].file.path) if boot else None,
+            nics=[Nic(nic.mac, machine, line) for nic, line in zip(plan.nics, lines, strict=True)],
         )
 
 

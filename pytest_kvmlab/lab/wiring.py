@@ -1,25 +1,21 @@
 """The networks of one use of a lab: where cards are plugged in, and how a test reaches what is there."""
 
 import itertools
-import os
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.faults import Faults, Impairment
 from pytest_kvmlab.keeper.lan_request import LanHost, LanNetwork, LanRequest
 from pytest_kvmlab.keeper.lans import Lan, open_lan
 from pytest_kvmlab.lab.hosts import Host
 from pytest_kvmlab.plan.addresses import gateway_of
 from pytest_kvmlab.plan.guest import Card
-from pytest_kvmlab.plan.network import Attachment, LabInstance, Member, NetworkPlan, plan_cards, plan_networks
+from pytest_kvmlab.plan.network import LabInstance, Member, NetworkPlan, plan_cards, plan_networks
 from pytest_kvmlab.spec.guest import NetworkKeys
 from pytest_kvmlab.spec.network import LabNetwork
-
-Dial = Callable[[int, float], socket.socket]
-"""Opens a connection to a TCP port of a guest, within seconds; raises OSError if nobody accepts."""
 
 Cards = Mapping[str, Sequence[NetworkKeys]]
 """The network cards of each guest of a lab, in the order of the lab."""
@@ -27,7 +23,7 @@ Cards = Mapping[str, Sequence[NetworkKeys]]
 _NUMBERS = itertools.count(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Wiring:
     """What guests of a lab are plugged into.
 
@@ -35,47 +31,105 @@ class Wiring:
         networks: the names of the lab's networks.
         plans: what was decided about each network that was made; those in user mode need not be.
         lan: the networks; None if none had to be made.
-        attachment: through what cards get into them.
+        faults: what is wrong on the wires now.
     """
 
     networks: Collection[str]
     plans: Mapping[str, NetworkPlan]
     lan: Lan | None
-    attachment: Attachment
+    faults: Faults = field(default_factory=Faults)
 
     def cards(self, guest: str, cards: Sequence[NetworkKeys]) -> tuple[Card, ...]:
         """Where the cards of a guest are plugged in."""
-        return plan_cards(guest, cards, self.plans, self.attachment)
+        return plan_cards(guest, cards, self.plans)
 
-    def dial(self, guest: str) -> Dial | None:
-        """How a guest is reached by its first card; None if that is in user mode."""
-        for plan in self.plans.values():
-            for member in plan.members:
-                if (member.guest, member.index) == (guest, 0):
-                    return partial(self._dial, plan, member)
-        return None
+    def line(self, guest: str, index: int) -> "Line | None":
+        """The line of one card of a guest; None if that is in user mode."""
+        lines = (Line(self, plan, member) for plan in self.plans.values() for member in plan.members)
+        return next(
+            (line for line in lines if (line.member.guest, line.member.index) == (guest, index)), None
+        )
 
-    def address(self, member: Member) -> str | None:
-        """The address of a card: known before its guest boots, or, on a real LAN, seen since."""
-        if member.address or self.lan is None:
-            return str(member.address) if member.address else None
-        return self.lan.addresses().get(member.mac)
+    def part(self, one: str, other: str) -> None:
+        """Let two guests not hear each other any more, in no network.
+
+        Raises:
+            HostError: the kernel cannot do this.
+        """
+        pairs = [
+            (first.tap, second.tap)
+            for plan in self.plans.values()
+            for first in plan.members
+            for second in plan.members
+            if (first.guest, second.guest) == (one, other)
+        ]
+        self.break_wires(Faults(self.faults.impaired, [*self.faults.parted, *pairs]))
+
+    def heal(self) -> None:
+        """Make every wire whole again, and every line good."""
+        self.break_wires(Faults())
+
+    def break_wires(self, faults: Faults) -> None:
+        """Make these all the faults there are.
+
+        Raises:
+            HostError: the kernel cannot do this.
+        """
+        if self.lan:
+            self.lan.break_wires(faults)
+            self.faults = faults
 
     def keep(self) -> None:
         """Leave the networks to the run, for the guests in them that stay."""
         if self.lan:
             self.lan.keep()
 
-    def _dial(self, plan: NetworkPlan, member: Member, port: int, seconds: float) -> socket.socket:
-        address = self.address(member)
+
+@dataclass(frozen=True)
+class Line:
+    """What connects one network card with its network.
+
+    Attributes:
+        wiring: the networks.
+        plan: its network.
+        member: the card in it.
+    """
+
+    wiring: Wiring
+    plan: NetworkPlan
+    member: Member
+
+    @property
+    def address(self) -> str | None:
+        """The address of the card: known before its guest boots, or, on a real LAN, seen since."""
+        if self.member.address or self.wiring.lan is None:
+            return str(self.member.address) if self.member.address else None
+        return self.wiring.lan.addresses().get(self.member.mac)
+
+    def impair(self, impairment: Impairment) -> None:
+        """Make it a bad line, or, with nothing wrong, a good one.
+
+        Raises:
+            HostError: the kernel cannot do this.
+        """
+        faults = self.wiring.faults
+        self.wiring.break_wires(Faults({**faults.impaired, self.member.tap: impairment}, faults.parted))
+
+    def dial(self, port: int, seconds: float) -> socket.socket:
+        """Open a connection to a TCP port of the guest.
+
+        Raises:
+            OSError: nobody accepts there, or the card has no address yet.
+        """
+        address = self.address
         if address is None:
-            raise OSError(f"{member.guest} has no address in {plan.network} yet")
-        if plan.port_on is None and self.lan:
-            return self.lan.dial(address, port, seconds)
+            raise OSError(f"{self.member.guest} has no address in {self.plan.network} yet")
+        if self.plan.port_on is None and self.wiring.lan:
+            return self.wiring.lan.dial(address, port, seconds)
         return socket.create_connection((address, port), timeout=seconds)
 
 
-NO_WIRING = Wiring((), {}, None, "bridge")
+NO_WIRING = Wiring((), {}, None)
 """What a guest that is of no lab is plugged into."""
 
 
@@ -99,13 +153,12 @@ def wired(
     instance = LabInstance(host.folder.run, f"{worker}-{next(_NUMBERS)}")
     plans = plan_networks(networks, cards, instance)
     if not plans:
-        yield Wiring(networks, {}, None, "bridge")
+        yield Wiring(networks, {}, None)
         return
     _require_private(host, plans, source)
-    attachment: Attachment = "bridge" if os.geteuid() == 0 else "tap"
-    request = LanRequest(instance.name, tuple(_network(plan, attachment) for plan in plans.values()))
+    request = LanRequest(instance.name, tuple(_network(plan) for plan in plans.values()))
     with closing(open_lan(host.folder, request)) as lan:
-        yield Wiring(networks, plans, lan, attachment)
+        yield Wiring(networks, plans, lan)
 
 
 def _require_private(host: Host, plans: Mapping[str, NetworkPlan], source: str) -> None:
@@ -118,7 +171,7 @@ def _require_private(host: Host, plans: Mapping[str, NetworkPlan], source: str) 
         )
 
 
-def _network(plan: NetworkPlan, attachment: Attachment) -> LanNetwork:
+def _network(plan: NetworkPlan) -> LanNetwork:
     gateway = f"{gateway_of(plan.subnet)}/{plan.subnet.prefixlen}" if plan.subnet else None
     return LanNetwork(
         name=plan.network,
@@ -127,14 +180,14 @@ def _network(plan: NetworkPlan, attachment: Attachment) -> LanNetwork:
         domain=plan.domain,
         uplink=plan.uplink,
         port_on=plan.port_on,
-        hosts=tuple(_host(member, attachment) for member in plan.members),
+        hosts=tuple(_host(member) for member in plan.members),
     )
 
 
-def _host(member: Member, attachment: Attachment) -> LanHost:
+def _host(member: Member) -> LanHost:
     return LanHost(
         mac=member.mac,
         address=str(member.address) if member.address else None,
         name=member.hostname,
-        tap=member.tap if attachment == "tap" else None,
+        tap=member.tap,
     )

@@ -9,7 +9,6 @@ from xml.etree.ElementTree import Element, SubElement
 
 from pytest_kvmlab.plan.elements import QEMU_NAMESPACE, document, element, nested, owned
 from pytest_kvmlab.plan.guest import (
-    BridgeWire,
     CdromPlan,
     DiskFile,
     DiskPlan,
@@ -207,8 +206,6 @@ def _wired(wire: Wire) -> Element:
         case TapWire(device):
             target = element("target", dev=device, managed="no")
             return nested(element("interface", type="ethernet"), target)
-        case BridgeWire(bridge):
-            return nested(element("interface", type="bridge"), element("source", bridge=bridge))
 
 
 def _controllers(plan: GuestPlan) -> Iterator[Element]:

@@ -71,14 +71,7 @@ class TapWire:
     device: str
 
 
-@dataclass(frozen=True)
-class BridgeWire:
-    """A bridge of the host's; libvirt makes the TAP, without privileges by qemu-bridge-helper."""
-
-    bridge: str
-
-
-Wire = UserWire | TapWire | BridgeWire
+Wire = UserWire | TapWire
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Literal
 
 from pytest_kvmlab.plan.addresses import choose_subnets, free_addresses
-from pytest_kvmlab.plan.guest import BridgeWire, Card, TapWire, Wire
+from pytest_kvmlab.plan.guest import Card, TapWire
 from pytest_kvmlab.plan.names import bridge_name, derived_mac, tap_name
 from pytest_kvmlab.spec.guest import NetworkKeys
 from pytest_kvmlab.spec.network import LabNetwork
-
-Attachment = Literal["tap", "bridge"]
-"""Through what a card gets into a network: a TAP that is there, or one that libvirt plugs into the bridge."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Member:
         mac: its MAC address.
         address: its address; `None` leaves it to the DHCP server of a real LAN.
         hostname: the guest's name, on the first of its cards in this network.
-        tap: the name of its TAP device, where one is made beforehand.
+        tap: the name of its TAP device.
     """
 
     guest: str
@@ -102,7 +98,7 @@ def plan_networks(
 
 
 def plan_cards(
-    guest: str, cards: Sequence[NetworkKeys], networks: Mapping[str, NetworkPlan], attachment: Attachment
+    guest: str, cards: Sequence[NetworkKeys], networks: Mapping[str, NetworkPlan]
 ) -> tuple[Card, ...]:
     """Decide where the cards of a guest are plugged in.
 
@@ -110,26 +106,17 @@ def plan_cards(
         guest: the guest's name in the lab.
         cards: its network cards.
         networks: the plans of the lab's networks.
-        attachment: through what cards get into these networks.
 
     Returns:
         One for each of the cards, in their order; what is in no planned network is in user mode.
     """
     wired = {
-        member.index: Card(_wire(plan, member, attachment), member.mac)
+        member.index: Card(TapWire(member.tap), member.mac)
         for plan in networks.values()
         for member in plan.members
         if member.guest == guest
     }
     return tuple(wired.get(index, Card()) for index in range(len(cards)))
-
-
-def _wire(plan: NetworkPlan, member: Member, attachment: Attachment) -> Wire:
-    match attachment:
-        case "tap":
-            return TapWire(member.tap)
-        case "bridge":
-            return BridgeWire(plan.bridge)
 
 
 def _plan(

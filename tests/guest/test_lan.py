@@ -430,9 +430,9 @@ def test_a_kept_lan_outlives_its_owner(host: Host) -> None:
 
 def test_a_lan_that_cannot_be_made_says_why_and_leaves_nothing(host: Host) -> None:
     before = devices(host.folder)
-    second = replace(CLOSED, name="second", bridge="kbsecond", hosts=())
+    twin = replace(CLOSED, name="twin", bridge="kbtwin", hosts=())
     with pytest.raises(HostError, match=r"cannot be made: 'dnsmasq [^\0]*Address already in use"):
-        open_lan(host.folder, LanRequest("broken", (CLOSED, second)))
+        open_lan(host.folder, LanRequest("broken", (CLOSED, twin)))
     assert devices(host.folder) == before
     assert of_the_lan(host, "broken") == []
 

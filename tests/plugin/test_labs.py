@@ -37,6 +37,7 @@ path = "/site/"
 
 MODES = """
 import ipaddress, socket, urllib.request, pytest
+from pytest_kvmlab import KvmlabError
 
 def test_addresses_are_known_and_taken(shared_lab):
     assert list(shared_lab) == ["web", "db"] and shared_lab.name == "pair"
@@ -58,6 +59,33 @@ def test_the_test_reaches_each_guest_and_application(shared_lab):
 
 def test_a_network_without_an_uplink_leads_nowhere(shared_lab):
     shared_lab["web"].fail("ping -c 1 -W 2 192.0.2.1")
+
+def test_parted_guests_do_not_hear_each_other_until_they_are_healed(shared_lab):
+    shared_lab.partition("web", "db")
+    shared_lab["web"].fail("ping -c 1 -W 2 db")
+    shared_lab["db"].succeed("true")
+    shared_lab.heal()
+    shared_lab["web"].succeed("ping -c 1 -W 5 db")
+
+def test_a_cable_is_pulled_and_put_back(shared_lab):
+    nic = shared_lab["web"].nics[1]
+    assert (nic.network, nic.address) == ("back", shared_lab.networks["back"].addresses["web"])
+    nic.unplug()
+    shared_lab["web"].wait_until_succeeds("grep 0 /sys/class/net/eth1/carrier")
+    nic.plug()
+    shared_lab["web"].wait_until_succeeds("grep 1 /sys/class/net/eth1/carrier")
+
+def test_a_line_that_loses_everything_and_is_good_again(shared_lab):
+    back = shared_lab["web"].nics[1]
+    target = shared_lab.networks["back"].addresses["db"]
+    back.impair(loss=1.0)
+    shared_lab["web"].fail(f"ping -c 1 -W 2 {target}")
+    back.impair()
+    shared_lab["web"].succeed(f"ping -c 1 -W 5 {target}")
+
+def test_guests_without_a_network_in_common_cannot_be_parted(shared_lab):
+    with pytest.raises(KvmlabError, match="no guest 'dbb'"):
+        shared_lab.partition("web", "dbb")
 
 def test_a_guest_keeps_its_addresses_when_it_reboots(shared_lab):
     shared_lab["db"].reboot()
@@ -104,7 +132,7 @@ def network_of_this_machine() -> list[Path]:
 def test_guests_of_a_lab_reach_each_other_and_are_reached(pair: Project) -> None:
     before = network_of_this_machine()
     result = pair.pytest("--kvm-lab", "--kvm-host=private", "test_modes.py")
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=9)
     assert network_of_this_machine() == before
 
 

@@ -54,6 +54,20 @@ def test_a_guest_is_started_after_those_that_it_needs() -> None:
     assert order == ["cache", "db", "web"]
 
 
+def test_what_has_no_turn_when_another_breaks_is_not_started() -> None:
+    guests = {"bad": Slow(breaks=True), "late": Slow()}
+
+    @contextmanager
+    def late_waits(name: str, check: Callable[[], None]) -> Iterator[None]:
+        while name == "late":
+            check()
+        yield
+
+    with pytest.raises(GuestError, match="broke"):
+        boot_all(cast(dict[str, Guest], guests), {}, late_waits, timeout=30)
+    assert not guests["late"].started.is_set()
+
+
 def test_one_that_breaks_ends_the_others_and_its_own_error_is_told() -> None:
     guests = {"good": Slow(), "bad": Slow(breaks=True), "late": Slow()}
     with pytest.raises(GuestError, match="broke"):

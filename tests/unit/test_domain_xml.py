@@ -12,7 +12,6 @@ from pytest_kvmlab.plan.domain_xml import domain_xml
 from pytest_kvmlab.plan.elements import METADATA_NAMESPACE
 from pytest_kvmlab.plan.guest import (
     BootSource,
-    BridgeWire,
     Card,
     DiskFile,
     GuestPlan,
@@ -75,9 +74,9 @@ CASES = {
             RUN,
             cards=(
                 Card(),
-                Card(BridgeWire("kb0123abcd11111"), "52:54:00:00:00:01"),
+                Card(TapWire("kt0123abcd11111"), "52:54:00:00:00:01"),
                 Card(TapWire("kt0123abcdabcde")),
-                Card(BridgeWire("br0")),
+                Card(),
             ),
         ),
         networks=[{}, {"model": "e1000"}, {"mac": "52:54:00:12:34:68"}, {"model": "rtl8139"}],

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-import pytest
-
 from pytest_kvmlab.plan.addresses import gateway_of
-from pytest_kvmlab.plan.guest import BridgeWire, Card, TapWire, UserWire, Wire
+from pytest_kvmlab.plan.guest import Card, TapWire, UserWire
 from pytest_kvmlab.plan.names import bridge_name, tap_name
-from pytest_kvmlab.plan.network import Attachment, LabInstance, NetworkPlan, plan_cards, plan_networks
+from pytest_kvmlab.plan.network import LabInstance, NetworkPlan, plan_cards, plan_networks
 from pytest_kvmlab.spec.guest import NetworkKeys
 from pytest_kvmlab.spec.network import LabNetwork
 
@@ -101,17 +99,10 @@ def test_a_user_mode_network_needs_no_plan() -> None:
     assert plan_networks(networks, cards(web=["out"]), INSTANCE) == {}
 
 
-@pytest.mark.parametrize(
-    ("attachment", "wire"),
-    [
-        ("tap", TapWire(tap_name("0123abcd", "main-1", "web", 1))),
-        ("bridge", BridgeWire(bridge_name("0123abcd", "main-1", "campus"))),
-    ],
-)
-def test_a_card_is_plugged_into_its_network(attachment: Attachment, wire: Wire) -> None:
+def test_a_card_is_plugged_into_its_network() -> None:
     own = cards(web=[{}, "campus"], db=["campus"])
     plan = campus(own)
-    assert plan_cards("web", own["web"], {"campus": plan}, attachment) == (
+    assert plan_cards("web", own["web"], {"campus": plan}) == (
         Card(UserWire()),
-        Card(wire, plan.members[0].mac),
+        Card(TapWire(tap_name("0123abcd", "main-1", "web", 1)), plan.members[0].mac),
     )

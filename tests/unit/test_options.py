@@ -146,3 +146,17 @@ def test_a_wrong_ini_key_is_named_as_one() -> None:
 
 def test_other_variables_are_none_of_our_business() -> None:
     assert resolve(None, {"KVMLABX": "1", "HOME": "/root", "KVMLAB_RUNS": "/var/tmp/x"}).lab is False
+
+
+def test_memory_is_written_with_its_unit() -> None:
+    assert resolve({"memory": "1.5GiB"}).memory == 3 * 2**29
+    assert resolve({"memory": "auto"}, {"KVMLAB_MEMORY": "1GiB"}).memory is None
+    assert "KVMLAB_MEMORY: write a size with its unit" in refusal(None, {"KVMLAB_MEMORY": "4"})
+
+
+@pytest.mark.parametrize("seconds", ["-1", "inf", "long"])
+def test_a_wait_is_a_number_of_seconds(seconds: str) -> None:
+    assert resolve(None, None, {"wait": "0"}).wait == 0
+    assert f"ini key kvm_wait: should be a number of seconds, zero or more; found '{seconds}'" in refusal(
+        None, None, {"wait": seconds}
+    )

@@ -38,5 +38,5 @@ def test_networks_on_another_host_are_refused_with_the_reason_before_anything_st
 def test_networks_in_user_mode_are_had_everywhere() -> None:
     networks = {"campus": LabNetwork(mode="user")}
     with wired(host("embed"), "main", networks, CARDS, source="shop") as wiring:
-        assert wiring.dial("web") is None
+        assert wiring.line("web", 0) is None
         assert len(wiring.cards("web", CARDS["web"])) == 1
