@@ -60,9 +60,7 @@ class _Build:
         (image / KERNEL).write_bytes(kernel.uncompressed(system.image))
         (image / INITRD).write_bytes(system.initrd)
         cmdline = self._cmdline()
-        make_disk(
-            image / TREE, image / DISKS["qcow2"], self._size(), cmdline, folder, progress=self.progress
-        )
+        make_disk(image / TREE, image / DISKS["qcow2"], self._size(), cmdline, folder, progress=self.progress)
         return self._manifest(image, release=system.release, cmdline=cmdline)
 
     def _make_tree(self, tree: Path, folder: Path) -> None:

@@ -214,9 +214,7 @@ class Launcher:
         folder.mkdir()
         return folder
 
-    def _make(
-        self, name: str, spec: GuestSpec, image: BaseImage, wiring: Wiring, folder: Path
-    ) -> Guest:
+    def _make(self, name: str, spec: GuestSpec, image: BaseImage, wiring: Wiring, folder: Path) -> Guest:
         access = _Access.of(spec, folder)
         boot = [overlay(image.boot.disk, folder / GUEST_DISK)] if image.boot.disk else []
         more = [asked_disk(disk, folder / f"disk{number}.qcow2") for number, disk in enumerate(spec.disks, 1)]

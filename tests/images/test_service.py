@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from pytest_kvmlab import CommandResult, Guest
-from pytest_kvmlab.drivers.testinfra import testinfra_host
+from pytest_kvmlab.drivers import testinfra
 
 pytestmark = [pytest.mark.kvm(image="debian-12-service"), pytest.mark.timeout(1800)]
 
@@ -50,7 +50,7 @@ def test_it_can_do_little_beyond_its_work(shared_guest: Guest) -> None:
     "run", [lambda guest: guest.ssh.run, lambda guest: guest.serial.run], ids=["ssh", "serial"]
 )
 def test_testinfra_sees_it(shared_guest: Guest, run: Callable[[Guest], Callable[..., CommandResult]]) -> None:
-    host = testinfra_host(run(shared_guest))
+    host = testinfra.testinfra_host(run(shared_guest))
     assert host.service("measurement").is_running
     assert host.service("measurement").is_enabled
     assert host.socket(f"tcp://0.0.0.0:{PORT}").is_listening
