@@ -21,7 +21,7 @@ TAIL_LINES = 20
 LAST_QUESTION_SECONDS = 10.0
 # The last try of a wait gets this long, so that it can answer and its answer be told.
 LEAST_SECONDS = 1.0
-_LONGEST_ATTEMPT = 30.0
+_LONGEST_ATTEMPT = 90.0
 _LOOK_SECONDS = 0.5
 _LATE_SECONDS = 1.0
 _TAIL_CHARACTERS = 4000

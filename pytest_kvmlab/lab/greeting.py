@@ -1,4 +1,4 @@
-"""Connecting to a server of a guest that may not be up yet, and that greets whoever connects, as SSH does.
+"""Connecting to an SSH server of a guest that may not be up yet: it greets whoever connects (RFC 4253, 4.2).
 
 User-mode networking accepts a connection before the guest can. What was connected too early stays silent for
 seconds after the guest has come up (slirp repeats its SYN ever more rarely), so it does not pay to wait for
@@ -16,19 +16,23 @@ from pytest_kvmlab.lab.waits import until
 
 Dial = Callable[[float], socket.socket]
 
+_GREETING = b"SSH-"
 _FRESH_SECONDS = 0.25
 _DIAL_SECONDS = 5.0
 _LEAST_PATIENCE, _MOST_PATIENCE, _GROWTH = 0.5, 10.0, 1.5
 _FRESH_ONES_PER_PATIENT_ONE = 4
 
 
-def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) -> socket.socket:
+def first_to_greet(
+    dial: Dial, check: Callable[[], None], deadline: Deadline, *, early: bool = True
+) -> socket.socket:
     """Dial until a connection is greeted.
 
     Args:
         dial: opens a connection within so many seconds, or raises OSError.
         check: called again and again; what it raises ends the dialling.
         deadline: when to give up.
+        early: whether connections are accepted before the guest can, so that they may be silent for ever.
 
     Returns:
         The connection; its greeting is still to be read.
@@ -36,12 +40,13 @@ def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) ->
     Raises:
         OSError: nobody was connected to, or no connection was greeted in time.
     """
-    waiting = _Waiting()
+    waiting = _Waiting(early)
 
     def attempt() -> socket.socket | None:
         check()
         # Never no time at all: a connection is not even attempted then.
-        waiting.add(dial(max(_FRESH_SECONDS, min(_DIAL_SECONDS, deadline.remaining))))
+        if waiting.wants_another:
+            waiting.add(dial(max(_FRESH_SECONDS, min(_DIAL_SECONDS, deadline.remaining))))
         return waiting.greeted(min(waiting.pause, deadline.remaining))
 
     try:
@@ -56,15 +61,21 @@ def first_to_greet(dial: Dial, check: Callable[[], None], deadline: Deadline) ->
 class _Waiting:
     """Connections that have not been greeted yet, each with the time until which it is believed in."""
 
-    def __init__(self) -> None:
+    def __init__(self, early: bool) -> None:
         self.tries = 0
-        self._patience = _LEAST_PATIENCE
+        self._early = early
+        self._patience = _LEAST_PATIENCE if early else _MOST_PATIENCE
         self._ends: dict[socket.socket, Deadline] = {}
 
     @property
     def pause(self) -> float:
         """Seconds between two fresh connections."""
         return max(_FRESH_SECONDS, self._patience / _FRESH_ONES_PER_PATIENT_ONE)
+
+    @property
+    def wants_another(self) -> bool:
+        """Whether a fresh connection may be answered before those that there are."""
+        return self._early or not self._ends
 
     def add(self, connection: socket.socket) -> None:
         self.tries += 1
@@ -97,7 +108,7 @@ class _Waiting:
 
 
 def _has_greeting(connection: socket.socket) -> bool:
-    """Whether there is something to read, and not the end."""
+    """Whether there is a greeting to read: not the end, and not the excuse of a server with many calls."""
     with suppress(OSError):
-        return bool(connection.recv(1, socket.MSG_PEEK))
+        return connection.recv(len(_GREETING), socket.MSG_PEEK) == _GREETING
     return False

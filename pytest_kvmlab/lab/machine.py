@@ -226,7 +226,8 @@ class Machine:
             OSError: it does not speak in time.
             GuestError: the guest broke, or has no network card.
         """
-        return first_to_greet(partial(self.dial, port), partial(self.check, "network"), Deadline(seconds))
+        alive = partial(self.check, "network")
+        return first_to_greet(partial(self.dial, port), alive, Deadline(seconds), early=self.wired is None)
 
     def forwarded_port(self, port: int) -> int:
         """The loopback port, where QEMU runs, that leads to a port of the guest.

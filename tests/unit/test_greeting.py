@@ -12,7 +12,7 @@ from pytest_kvmlab.lab.greeting import first_to_greet
 
 def greet(line: socket.socket) -> None:
     with suppress(OSError):  # nobody waited for it
-        line.sendall(b"SSH")
+        line.sendall(b"SSH-")
 
 
 class Server:
@@ -30,6 +30,8 @@ class Server:
             for behaviour in self.behaviours:
                 line, _ = self.listener.accept()
                 self.accepted.append(line)
+                if behaviour == "excuse":
+                    line.sendall(b"Exceeded MaxStartups\r\n")
                 if behaviour == "hang up":
                     line.close()
                 if behaviour.startswith("greet"):
@@ -49,21 +51,21 @@ class Server:
 
 def greeting(server: Server, seconds: float = 20) -> bytes:
     with closing(server), first_to_greet(server.dial, lambda: None, Deadline(seconds)) as line:
-        return line.recv(3)
+        return line.recv(9)
 
 
 def test_a_connection_made_too_early_does_not_hold_up_a_later_one() -> None:
     started = time.monotonic()
-    assert greeting(Server("silence", "silence", "silence", "greet")) == b"SSH"
+    assert greeting(Server("silence", "silence", "silence", "greet")) == b"SSH-"
     assert time.monotonic() - started < 5
 
 
 def test_a_slow_server_gets_the_time_it_needs() -> None:
-    assert greeting(Server(*["greet after 1.5"] * 40)) == b"SSH"
+    assert greeting(Server(*["greet after 1.5"] * 40)) == b"SSH-"
 
 
 def test_a_refused_connection_is_tried_again() -> None:
-    assert greeting(Server("hang up", "hang up", "greet")) == b"SSH"
+    assert greeting(Server("hang up", "hang up", "greet")) == b"SSH-"
 
 
 def test_no_greeting_in_time_is_an_error_that_counts_the_tries() -> None:
@@ -77,3 +79,14 @@ def test_what_is_wrong_with_the_guest_ends_the_dialling() -> None:
 
     with closing(Server("silence")) as server, pytest.raises(GuestError, match="it panicked"):
         first_to_greet(server.dial, check, Deadline(20))
+
+
+def test_an_excuse_is_no_greeting() -> None:
+    assert greeting(Server("excuse", "excuse", "greet")) == b"SSH-"
+
+
+def test_where_connections_are_accepted_by_the_server_itself_one_is_enough() -> None:
+    server = Server(*["greet after 1.5"] * 40)
+    with closing(server), first_to_greet(server.dial, lambda: None, Deadline(20), early=False) as line:
+        assert line.recv(9) == b"SSH-"
+    assert len(server.accepted) == 1
