@@ -78,6 +78,9 @@ def machines(request: pytest.FixtureRequest, make_guest: Callable[..., Guest]) -
     assert isinstance(launcher, Launcher)
     build(Path(__file__).parent / IMAGE, launcher.images._store, guests=launcher, progress=print)
     server, client = make_guest(image=IMAGE), make_guest(image=IMAGE)
+    # NFS tells its clients apart by their names: two of one name would take each other's locks away.
+    for name, guest in {"server": server, "client": client}.items():
+        guest.succeed(f"hostname {name}")
     server.succeed(SERVE, timeout=120)
     port = server.machine.forwarded_port(NFS_PORT)
     server.succeed(MOUNT.format(port=NFS_PORT, address="127.0.0.1"))
