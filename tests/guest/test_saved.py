@@ -107,4 +107,4 @@ def test_a_kept_guest_holds_its_image_and_can_be_saved(store: Store, tmp_path: P
         kvmlab("lab", "down", lab, store=store)
     assert documents("image", "show", "micro")["in_use"] is False
     difference = documents("image", "diff", "micro", "saved-by-test")
-    assert [*difference["files"]] == ["disk.qcow2"]
+    assert [*difference["files"]] == ["disk.qcow2", "image.lock"]
