@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 from pytest_kvmlab.drivers import qemu_img
 from pytest_kvmlab.errors import ImageError
 from pytest_kvmlab.lab.recipes import recipe_digest, recipes
 from pytest_kvmlab.lab.store import Image, Store, record
+from pytest_kvmlab.lab.transfer import share
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.manifest import DISKS, LOCK, TREE, Manifest
 
@@ -41,7 +40,7 @@ def copy(source: Image, name: str, store: Store, *, replace: bool = False, progr
         image = folder / "image"
         image.mkdir()
         for file in manifest.files:
-            _link(source.folder / file, image / file)
+            share(source.folder / file, image / file)
         return store.publish(image, manifest)
 
 
@@ -72,7 +71,7 @@ def save_disk(disk: Path, name: str, store: Store, *, replace: bool = False, pro
         qemu_img.convert(disk, "qcow2", image / _GUEST_DISK, "qcow2")
         # Not the tree, the packages and the lock: the guest may have changed all of them.
         for file in base.manifest.files.keys() - {TREE, LOCK, *DISKS.values()}:
-            _link(base.folder / file, image / file)
+            share(base.folder / file, image / file)
         manifest = _of_guest(base, name, image)
         check_name(manifest, store, replace=replace)
         return store.publish(image, manifest)
@@ -154,11 +153,3 @@ def _of_guest(base: Image, name: str, image: Path) -> Manifest:
         "identity": derived("guest", name, base.sha256, files[_GUEST_DISK].sha256),
     }
     return Manifest.model_validate({**base.manifest.model_dump(), **told, "parent": None})
-
-
-def _link(source: Path, target: Path) -> None:
-    """One file under two names where that is possible: not of another user's file, for example (proc(5))."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

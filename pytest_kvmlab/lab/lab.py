@@ -92,14 +92,8 @@ class Lab(Mapping[str, Guest]):
             ConfigError: the lab has no such guest, or the two have no network in common.
             HostError: the kernel cannot do this.
         """
-        in_common = [
-            plan
-            for plan in self._wiring.plans.values()
-            if {self[one].name, self[other].name} <= {member.guest for member in plan.members}
-        ]
-        if not in_common:
+        if not self._wiring.part(self[one].name, self[other].name):
             raise ConfigError(f"lab {self.name}: {one} and {other} have no network in common")
-        self._wiring.part(one, other)
 
     def heal(self) -> None:
         """Let all guests hear each other again, and make every bad line a good one.

@@ -1,9 +1,7 @@
 """Images of kind `layer`: another image's disk, after `setup.sh` has run in a guest of that image."""
 
 import base64
-import os
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pytest_kvmlab.lab.commands import COMMAND_SECONDS, told
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.recipes import identity
 from pytest_kvmlab.lab.store import Image
+from pytest_kvmlab.lab.transfer import share
 from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.plan.guest import DiskFile
 from pytest_kvmlab.progress import Progress
@@ -231,14 +230,7 @@ def _keep_disk(overlay: Path, below: DiskFile, image: Path) -> None:
 def _share_kernel(parent: Image, image: Path) -> None:
     """What the parent's guests start with, if its disk does not start them: it finds its modules still."""
     for file in filter(None, map(parent.file, (KERNEL, INITRD))):
-        _share(file, image / file.name)
-
-
-def _share(file: Path, other: Path) -> None:
-    try:
-        os.link(file, other)
-    except OSError:  # not on every file system, nor as often as one likes
-        shutil.copyfile(file, other)
+        share(file, image / file.name)
 
 
 def _manifest(recipe: Recipe, name: str, parent: Image, image: Path) -> Manifest:

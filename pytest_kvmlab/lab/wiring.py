@@ -50,8 +50,11 @@ class Wiring:
             (line for line in lines if (line.member.guest, line.member.index) == (guest, index)), None
         )
 
-    def part(self, one: str, other: str) -> None:
+    def part(self, one: str, other: str) -> bool:
         """Let two guests not hear each other any more, in no network.
+
+        Returns:
+            Whether they have a network in common.
 
         Raises:
             HostError: the kernel cannot do this.
@@ -63,7 +66,9 @@ class Wiring:
             for second in plan.members
             if (first.guest, second.guest) == (one, other)
         ]
-        self.break_wires(Faults(self.faults.impaired, [*self.faults.parted, *pairs]))
+        if pairs:
+            self.break_wires(Faults(self.faults.impaired, [*self.faults.parted, *pairs]))
+        return bool(pairs)
 
     def heal(self) -> None:
         """Make every wire whole again, and every line good."""
@@ -124,9 +129,8 @@ class Line:
         address = self.address
         if address is None:
             raise OSError(f"{self.member.guest} has no address in {self.plan.network} yet")
-        if self.plan.port_on is None and self.wiring.lan:
-            return self.wiring.lan.dial(address, port, seconds)
-        return socket.create_connection((address, port), timeout=seconds)
+        assert self.wiring.lan  # noqa: S101  a line is in a network that was made
+        return self.wiring.lan.dial(address, port, seconds)
 
 
 NO_WIRING = Wiring((), {}, None)
