@@ -1,0 +1,469 @@
+"""The USB devices of a machine: dongles of this host, and virtual ones.
+
+They are plugged in before its first instruction, and pulled out and put back at any time after it. A dongle
+of this host that starts over, or is pulled out by hand and put back, is given to the guest again.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.drivers.libvirt import Domain
+from pytest_kvmlab.drivers.usb_devices import HostDevice
+from pytest_kvmlab.drivers.virtual_usb_device import VirtualUsbDevice
+from pytest_kvmlab.errors import GuestError, HostError, KvmlabError, TeardownError, UsbError
+from pytest_kvmlab.lab.dongles import Supply
+from pytest_kvmlab.lab.usb_left import play_on
+from pytest_kvmlab.lab.waits import until
+from pytest_kvmlab.plan.usb import passed_device, redirected_device, usb_xml
+from pytest_kvmlab.spec.usb import UsbKeys
+
+_LOOK_SECONDS = 0.5
+# QEMU gives a device back within milliseconds; the kernel's own drivers may look at it for a while.
+_BACK_SECONDS = 10.0
+_GONE_SECONDS = 10.0
+
+Note = Callable[[str, str], None]
+"""Writes down what happened to a dongle, and what went wrong, if anything."""
+
+
+@dataclass
+class UsbPorts:
+    """The USB ports of one machine, and what belongs into them.
+
+    Attributes:
+        name: the guest's name.
+        folder: the guest's own folder.
+        note: writes down what happens to a dongle.
+        dongles: what belongs into them.
+        first: what belongs into them from the start.
+    """
+
+    name: str
+    folder: Path
+    note: Note
+    dongles: list["Dongle"] = field(default_factory=list)
+    first: list["Dongle"] = field(default_factory=list)
+    _domain: Domain | None = None
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _watch: "_Watch | None" = None
+
+    @property
+    def domain(self) -> Domain:
+        """The machine that has the ports.
+
+        Raises:
+            GuestError: the power is off.
+        """
+        if self._domain is None:
+            raise GuestError(f"{self.name} is switched off", "switch it on: guest.start()", phase="create")
+        return self._domain
+
+    @property
+    def wanted(self) -> list["Dongle"]:
+        """What the guest should have now."""
+        return [dongle for dongle in self.dongles if dongle.is_wanted]
+
+    @property
+    def plugged(self) -> list["Dongle"]:
+        """What the guest has now."""
+        return [dongle for dongle in self.dongles if dongle.is_plugged]
+
+    @property
+    def free_number(self) -> int:
+        """The number of a port that nothing belongs into."""
+        return next(number for number in range(256) if number not in {each.number for each in self.dongles})
+
+    def power_on(self, domain: Domain) -> None:
+        """Plug everything into a machine that does not run yet.
+
+        Raises:
+            UsbError: a dongle is not plugged into the host any more, or stays with the host.
+            HostError: libvirt or QEMU refuses.
+        """
+        with self._lock:
+            self._domain = domain
+            for dongle in self.dongles:
+                dongle.seat()
+        if any(isinstance(dongle, HostDongle) for dongle in self.dongles):
+            self._watch = _Watch(self._look)
+
+    def power_off(self) -> None:
+        """See that the host has everything back; called when the machine is gone.
+
+        Raises:
+            TeardownError: a dongle does not come back; the others are back.
+        """
+        watch, self._watch = self._watch, None
+        if watch:
+            watch.end()
+        with self._lock, ExitStack() as ends:
+            self._domain = None
+            for dongle in self.dongles:
+                ends.callback(dongle.unseat)
+
+    def add(self, dongle: "Dongle") -> None:
+        """Let something belong into the ports, and plug it in."""
+        with self._lock, ExitStack() as undo:
+            undo.callback(dongle.leave)
+            dongle.seat()
+            self.dongles.append(dongle)
+            undo.pop_all()
+        if self._watch is None and isinstance(dongle, HostDongle):
+            self._watch = _Watch(self._look)
+
+    def remove(self, dongle: "Dongle") -> None:
+        """Pull something out for good."""
+        with self._lock:
+            dongle.unplug()
+            dongle.unseat()
+            dongle.leave()
+            self.dongles.remove(dongle)
+
+    def renew(self) -> None:
+        """Make them as they were at first; called while the power is off.
+
+        Raises:
+            UsbError: a dongle that was given away meanwhile is not to be had again.
+        """
+        for dongle in self.dongles:
+            if dongle not in self.first:
+                dongle.leave()
+        for dongle in self.first:
+            dongle.renew()
+        self.dongles[:] = self.first
+
+    def leave(self) -> None:
+        """Let others have everything; called when the host has it back."""
+        for dongle in self.dongles:
+            dongle.leave()
+
+    def locked(self) -> threading.RLock:
+        """What keeps others, above all who watches the host's dongles, from changing anything meanwhile."""
+        return self._lock
+
+    def _look(self) -> None:
+        with self._lock:
+            for dongle in self.dongles:
+                if self._domain and isinstance(dongle, HostDongle):
+                    dongle.look()
+
+
+class _Watch:
+    """Calls something again and again until the end."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=[look], name="kvmlab-usb", daemon=True)
+        self._thread.start()
+
+    def _run(self, look: Callable[[], None]) -> None:
+        while not self._over.wait(_LOOK_SECONDS):
+            with suppress(KvmlabError):  # the guest ended meanwhile: that is told where it is noticed
+                look()
+
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        self._over.set()
+        self._thread.join()
+
+
+class Dongle(ABC):
+    """A USB device of a guest.
+
+    Attributes:
+        name: what a test calls it.
+        id: vendor and product, `0a5e:2110`.
+        serial: its serial number, if it has one.
+        number: which of the guest's USB devices it is.
+    """
+
+    def __init__(self, ports: UsbPorts, name: str, id_: str, serial: str | None) -> None:
+        self.name = name
+        self.id = id_
+        self.serial = serial
+        self.number = ports.free_number
+        self._ports = ports
+
+    def __repr__(self) -> str:
+        return f"<dongle {self.name!r} of {self._ports.name}>"
+
+    @property
+    @abstractmethod
+    def is_wanted(self) -> bool:
+        """Whether the guest should have it: it was plugged in, and not pulled out of the guest since."""
+
+    @property
+    @abstractmethod
+    def is_plugged(self) -> bool:
+        """Whether the guest has it."""
+
+    @abstractmethod
+    def plug(self) -> None:
+        """Plug it into the guest again; does nothing if it is plugged in.
+
+        Raises:
+            GuestError: the guest is off.
+            UsbError: it is not there.
+        """
+
+    @abstractmethod
+    def unplug(self) -> None:
+        """Pull it out of the guest, in the middle of whatever it does; does nothing if it is out."""
+
+    @abstractmethod
+    def seat(self) -> None:
+        """Get it into a machine that is new, or that it is new to."""
+
+    @abstractmethod
+    def unseat(self) -> None:
+        """See that nothing of it is left where it was."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Make it as it was at first."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Let others have it."""
+
+
+class HostDongle(Dongle):
+    """A dongle of this host.
+
+    Args:
+        ports: of the guest.
+        name: what a test calls it.
+        keys: what is asked for.
+        supply: gives the dongle, now and again after it was given away.
+
+    Attributes:
+        lease: says that it is this guest's alone.
+    """
+
+    def __init__(self, ports: UsbPorts, keys: UsbKeys, supply: Supply) -> None:
+        lease = supply.leases.get(keys) or supply.more(keys)
+        super().__init__(ports, keys.called, keys.id, lease.device.serial)
+        self.lease = lease
+        self._bus = supply.bus
+        self._again = partial(supply.more, keys)
+        self._given: HostDevice | None = None
+        self._said = ""
+
+    @property
+    def port(self) -> str:
+        """Where it is plugged into the host."""
+        return self.lease.device.port
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it was given to the guest."""
+        return self._given is not None
+
+    @property
+    def is_plugged(self) -> bool:
+        """Whether the guest has it, and it is not pulled out of the host."""
+        now, given = self._bus.at(self.port), self._given
+        return now is not None and given is not None and now.is_same(given) and now.number == given.number
+
+    def plug(self) -> None:
+        """Give it to the guest."""
+        with self._ports.locked():
+            if self._given is None:
+                self._give(self._plugged_into_host())
+
+    def unplug(self) -> None:
+        """Take it from the guest, and give it back to the host's kernel."""
+        with self._ports.locked():
+            if self._given is not None:
+                self._take(self._ports.domain)
+                self._see_back()
+
+    def seat(self) -> None:
+        """Give it to a new machine."""
+        self._given = None
+        self.plug()
+
+    def unseat(self) -> None:
+        """See that the host has it back.
+
+        Raises:
+            TeardownError: it has not.
+        """
+        self._given = None
+        self._see_back()
+
+    def renew(self) -> None:
+        """Lease it again, if it was given away."""
+        if not self.lease.is_held:
+            self.lease = self._again()
+
+    def leave(self) -> None:
+        """End the lease."""
+        self.lease.release()
+
+    def keep(self) -> Path:
+        """Let the lease last as long as whoever locks this file lives."""
+        self.lease.keep()
+        return self.lease.file
+
+    def look(self) -> None:
+        """Give it to the guest again if it has started over, or was pulled out of the host and put back."""
+        if self._given is None:
+            return
+        now = self._bus.at(self.port)
+        if now is None:
+            self._say(f"{self.name} was pulled out of the host's port {self.port}")
+        elif not now.is_same(self._given):
+            self._say(f"{now.id} is in the host's port {self.port} in place of {self.name}")
+        elif now.number != self._given.number:
+            self._replace(now)
+
+    def _replace(self, now: HostDevice) -> None:
+        try:
+            self._take(self._ports.domain)
+            self._give(now)
+        except (HostError, UsbError) as error:
+            self._given = self._given or self.lease.device
+            self._say(f"{self.name} is back, but not in the guest", error.message)
+        else:
+            self._say(f"{self.name} started over on the host, and is in the guest again")
+            self._said = ""
+
+    def _say(self, what: str, outcome: str = "") -> None:
+        """Write something down once, not with every look."""
+        if self._said != what:
+            self._said = what
+            self._ports.note(what, outcome)
+
+    def _plugged_into_host(self) -> HostDevice:
+        device = self._bus.at(self.port)
+        if not self.lease.device.is_same(device) or device is None:
+            raise UsbError(
+                f"{self.name} is not in the host's port {self.port} any more",
+                "put it back, and run the test again",
+                looked_at=[f"{self.port}: {device.id if device else 'nothing'}"],
+            )
+        return device
+
+    def _give(self, device: HostDevice) -> None:
+        domain, planned = self._ports.domain, passed_device(self.number, device.bus, device.number)
+        domain.attach(usb_xml(planned), self.name)
+        self._given = device
+        if f"ID: {planned.alias}" not in domain.monitor("info usb"):
+            raise UsbError(f"QEMU took {self.name}, but does not show it to {self._ports.name}")
+        now = self._bus.at(self.port)
+        if now and now.drivers:
+            raise UsbError(
+                f"the host keeps {self.name}: its driver {', '.join(sorted(now.drivers))} still has it"
+            )
+
+    def _take(self, domain: Domain) -> None:
+        self._given = None
+        alias = passed_device(self.number, 0, 0).alias
+        domain.detach(alias)
+        _see_gone(domain, alias, self.name)
+
+    def _see_back(self) -> None:
+        """See that nobody has it any more, and that the host's own drivers have it as before."""
+        if until(self._is_back, Deadline(_BACK_SECONDS)):
+            return
+        raise TeardownError(
+            f"the host does not have {self.name} back",
+            "pull it out and put it back by hand, or reset it: usbreset",
+            looked_at=[f"held by: {self._bus.holder(self.lease.device) or 'nobody'}"],
+        )
+
+    def _is_back(self) -> bool | None:
+        now, before = self._bus.at(self.port), self.lease.device
+        if now is None or not now.is_same(before):
+            return True  # pulled out meanwhile
+        if self._bus.holder(now):
+            return None
+        if before.drivers <= now.drivers:
+            return True
+        self._bus.give_back(now)
+        return None
+
+
+class VirtualDongle(Dongle):
+    """A dongle that this process plays.
+
+    Args:
+        ports: of the guest.
+        name: what a test calls it.
+        device: what answers the guest.
+        plugged: whether it is plugged in from the start.
+
+    Attributes:
+        device: as given.
+    """
+
+    def __init__(self, ports: UsbPorts, name: str, device: VirtualUsbDevice, *, plugged: bool) -> None:
+        super().__init__(ports, name, device.identity, device.serial or None)
+        self.device = device
+        self._at_first = self._wanted = plugged
+        self._served = ExitStack()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it was plugged in."""
+        return self._wanted
+
+    @property
+    def is_plugged(self) -> bool:
+        """Whether the guest has it."""
+        return self.device.is_plugged
+
+    def plug(self) -> None:
+        """Plug it in."""
+        with self._ports.locked():
+            self._wanted = True
+            self.device.plug()
+
+    def unplug(self) -> None:
+        """Pull it out."""
+        with self._ports.locked():
+            self._wanted = False
+            self.device.unplug()
+
+    def seat(self) -> None:
+        """Let QEMU listen for it, and connect."""
+        planned = redirected_device(self.number, self._ports.folder)
+        self._ports.domain.attach(usb_xml(planned), self.name)
+        self._served.enter_context(self.device.serve(planned.socket, plugged=self._wanted))
+
+    def renew(self) -> None:
+        """Be plugged in as at first."""
+        self._wanted = self._at_first
+
+    def leave(self) -> None:
+        """It is nobody else's."""
+
+    def play_on(self) -> None:
+        """Have it played after this process has ended, as long as the guest lives, if it is plugged in."""
+        if self.is_plugged:
+            self._served.close()
+            play_on(self.device, redirected_device(self.number, self._ports.folder).socket)
+
+    def unseat(self) -> None:
+        """Let the guest have it no longer."""
+        self._served.close()
+        with suppress(GuestError):
+            alias = redirected_device(self.number, self._ports.folder).alias
+            self._ports.domain.detach(alias)
+            _see_gone(self._ports.domain, alias, self.name)
+
+
+def _see_gone(domain: Domain, alias: str, name: str) -> None:
+    if not until(partial(_is_gone, domain, alias), Deadline(_GONE_SECONDS)):
+        raise UsbError(f"QEMU does not let go of {name} within {_GONE_SECONDS:g} s")
+
+
+def _is_gone(domain: Domain, alias: str) -> bool | None:
+    return None if alias in domain.aliases() else True
