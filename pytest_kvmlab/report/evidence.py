@@ -55,9 +55,11 @@ def keep_files(guest: Guest, folder: Path) -> None:
     machine = guest.machine
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        for source in (machine.console_log, machine.plan.serial_log, machine.xml_file):
+        # Not the log that QEMU writes: it shows a password that the guest was too slow to hide.
+        files = {"console.log": machine.console_log, "serial.log": machine.transcript}
+        for name, source in {**files, "domain.xml": machine.xml_file}.items():
             if source.exists():
-                shutil.copyfile(source, folder / source.name)
+                shutil.copyfile(source, folder / name)
         lines = [json.dumps(asdict(event)) for event in machine.journal.events()]
         (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
 

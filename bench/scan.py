@@ -1,0 +1,71 @@
+"""How fast consoles are scanned for complaints of a kernel, and whether twice as much takes twice as long."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pytest_kvmlab.kernel_log.patterns import TRIGGERS
+from pytest_kvmlab.kernel_log.scanner import scan
+
+MIB = 2**20
+LEAST_MIB_PER_SECOND = 2.0
+# Twice the bytes may take so many times as long.
+MOST_GROWTH = 3.0
+
+_BOOT = b"[    3.907976] usb usb1: Product: xHCI Host Controller\r\n"
+_TEMPTING = "".join(f"[    1.000001] a line with {trigger} in it\r\n" for trigger in TRIGGERS).encode()
+CONSOLES: dict[str, bytes] = {
+    "ordinary lines": _BOOT * 1000,
+    "a trigger in every line": _TEMPTING * 50,
+    "no line break": b"x" * MIB,
+    "escapes": b"\x1b[31m\x1b[0m\x1b]0;" * 5000,
+    "no UTF-8": bytes(range(128, 256)) * 500 + b"\n",
+    "brackets": b"[[[[[[[[[ 1.000000] BUG" * 2000,
+}
+
+
+def repeated(pattern: bytes, size: int) -> Iterator[bytes]:
+    """Pieces of about a mebibyte, as they are read from a file."""
+    piece = pattern * max(1, MIB // len(pattern))
+    for _ in range(max(1, size // len(piece))):
+        yield piece
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The shorter of two tries."""
+    tries = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        tries.append(time.perf_counter() - started)
+    return min(tries)
+
+
+def measure(pattern: bytes, size: int) -> dict[str, float]:
+    """How fast, and how much longer the double takes."""
+    half = seconds(lambda: scan(repeated(pattern, size // 2)))
+    whole = seconds(lambda: scan(repeated(pattern, size)))
+    return {"mib_per_second": size / MIB / whole, "growth": whole / half}
+
+
+def main() -> int:
+    """Measure, print, and fail if it is slow or not linear."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=100, help="how much is scanned of each kind")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    options = parser.parse_args()
+    figures = {name: measure(pattern, options.mib * MIB) for name, pattern in CONSOLES.items()}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+    for name, figure in figures.items():
+        print(f"{name:26} {figure['mib_per_second']:8.1f} MiB/s   twice as much: x {figure['growth']:.2f}")
+    slow = [each for each in figures.values() if each["mib_per_second"] < LEAST_MIB_PER_SECOND]
+    steep = [each for each in figures.values() if each["growth"] > MOST_GROWTH]
+    return 1 if slow or steep else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
