@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_kvmlab.drivers.command import CommandResult
+    from pytest_kvmlab.drivers.usb_descriptors import UsbEndpoint, UsbInterface
+    from pytest_kvmlab.drivers.usb_requests import ControlRequest, UsbStall
+    from pytest_kvmlab.drivers.virtual_usb_device import VirtualUsbDevice
     from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
     from pytest_kvmlab.lab.guest import Guest
     from pytest_kvmlab.lab.lab import Lab
+    from pytest_kvmlab.lab.usb import Dongle
     from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 
 __version__ = "0.1.0"
@@ -19,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CommandFailed",
     "CommandResult",
+    "ControlRequest",
+    "Dongle",
     "Guest",
     "GuestError",
     "HostFacts",
@@ -26,14 +32,22 @@ __all__ = [
     "Lab",
     "MakeGuest",
     "SerialMismatch",
+    "UsbEndpoint",
+    "UsbInterface",
+    "UsbStall",
+    "VirtualUsbDevice",
     "WaitTimeout",
 ]
 
 _HOMES = {
     "pytest_kvmlab.drivers.command": ("CommandResult",),
+    "pytest_kvmlab.drivers.usb_descriptors": ("UsbEndpoint", "UsbInterface"),
+    "pytest_kvmlab.drivers.usb_requests": ("ControlRequest", "UsbStall"),
+    "pytest_kvmlab.drivers.virtual_usb_device": ("VirtualUsbDevice",),
     "pytest_kvmlab.errors": ("CommandFailed", "GuestError", "KvmlabError", "SerialMismatch", "WaitTimeout"),
     "pytest_kvmlab.lab.guest": ("Guest",),
     "pytest_kvmlab.lab.lab": ("Lab",),
+    "pytest_kvmlab.lab.usb": ("Dongle",),
     "pytest_kvmlab.plugin.facts": ("HostFacts", "MakeGuest"),
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvmlab.drivers.libvirt import what_is_missing
+from pytest_kvmlab.drivers.usb_devices import HostBus
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.daemon import find_daemon
 from pytest_kvmlab.keeper.namespaces import obstacle_to_namespaces
@@ -36,6 +37,7 @@ _NETWORK_PROGRAMS = {
 _UPLINK_PROGRAMS = {"slirp4netns": "slirp4netns", "nft": "nftables"}
 _FAULT_PROGRAMS = {"tc": "iproute2", "nft": "nftables"}
 _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd")
+_UDEV_FILE = "/etc/udev/rules.d/70-kvmlab.rules"
 _LEAST_ROOM = 2 * 1024**3
 
 
@@ -182,6 +184,37 @@ def _network_programs() -> Finding:
     return found
 
 
+def usb_finding(bus: HostBus) -> Finding:
+    """Whether this user may use the dongles of this machine.
+
+    Args:
+        bus: where they are plugged in.
+    """
+    if not bus.is_there:
+        seen = f"this machine has no USB: there is no {bus.sysfs}"
+        return Finding(False, seen, "virtual dongles need none; for real ones: modprobe xhci_pci")
+    devices = [device for device in bus.devices() if not bus.needed(device)]
+    locked = [device for device in devices if not bus.is_accessible(device)]
+    if not locked:
+        named = ", ".join(f"{device.id} in port {device.port}" for device in devices)
+        return Finding(True, named or "nothing is plugged in that a guest could have")
+    kinds = sorted({device.id for device in locked})
+    return Finding(
+        False,
+        f"this user may not use {', '.join(f'{bus.node(device)} ({device.id})' for device in locked)}",
+        f"as root, write into {_UDEV_FILE}, for the dongle that guests shall have: "
+        f"{' or '.join(map(_udev_rule, kinds))}; then: udevadm control --reload; udevadm trigger; "
+        f"adduser {os.environ.get('USER', 'USER')} kvm",
+    )
+
+
+def _udev_rule(kind: str) -> str:
+    """Let the group of those who may use KVM use a device, too: udev(7)."""
+    vendor, product = kind.split(":")
+    device = f'ATTR{{idVendor}}=="{vendor}", ATTR{{idProduct}}=="{product}"'
+    return f'SUBSYSTEM=="usb", {device}, MODE="0660", GROUP="kvm"'
+
+
 def _run_folder() -> Finding:
     try:
         root = runs_root()
@@ -229,6 +262,7 @@ CHECKS = (
     Check(
         "faults", "bad lines, and guests that are parted", lambda: _programs(_FAULT_PROGRAMS), optional=True
     ),
+    Check("usb", "dongles of this machine", lambda: usb_finding(HostBus()), optional=True),
 )
 NEEDED_FOR_PRIVATE_HOST = (LIBVIRT_PYTHON, QEMU, LIBVIRT, NAMESPACES)
 NEEDED_FOR_EMBED = (LIBVIRT_PYTHON, QEMU, EMBEDDED_USER)

@@ -7,6 +7,7 @@
     │   ├── ConfigError          what you wrote: a mark, an option, a lab file
     │   ├── HostError            this machine cannot: names a check of `kvmlab doctor`
     │   ├── ImageError           a base image is missing, damaged or lying
+    │   ├── UsbError             a dongle: missing, held by somebody else, or misbehaving
     │   ├── GuestError           the guest broke before the test could ask
     │   └── TeardownError        something would not go away; the rest was still taken down
     └── AssertionError
@@ -69,6 +70,10 @@ class HostError(KvmlabError):
 
 class ImageError(KvmlabError):
     """A base image is missing, damaged, or not what it claims to be."""
+
+
+class UsbError(KvmlabError):
+    """A USB device is missing, held by somebody else, or does not behave as one."""
 
 
 class GuestError(KvmlabError):

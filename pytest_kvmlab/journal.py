@@ -14,9 +14,10 @@ class Event:
     Attributes:
         at: when it ended, in seconds since the epoch.
         subject: the guest or image that it happened to; empty for the run itself; of `memory`, who asked.
-        kind: `begin` and `phase` (the start and the end of create, ssh, ready, …), `command`, `power`,
-            `failure` (a test failed because its guest broke) or `memory` (it was waited for, or there was
-            not enough and it was given even so).
+        kind: `begin` and `phase` (the start and the end of create, ssh, ready, …), `command`, `power`, `usb`
+            (a dongle was pulled out, or is back), `failure` (a test failed because its guest broke), `reset`
+            (how a test got a clean guest, and why in no quicker way) or `memory` (it was waited for, or there
+            was not enough and it was given even so).
         name: which phase or command, the test that failed, or how much memory.
         seconds: how long it took.
         outcome: empty if it went well, else what went wrong.

@@ -19,7 +19,7 @@ from pytest_kvmlab.lab.difference import difference
 from pytest_kvmlab.lab.importing import ImportRequest, import_image
 from pytest_kvmlab.lab.recipes import find_recipe, recipes
 from pytest_kvmlab.lab.run import open_store
-from pytest_kvmlab.lab.store import Store
+from pytest_kvmlab.lab.store import OtherVersionsImage, Store
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.guest_file import load_guest_file
 from pytest_kvmlab.spec.manifest import LOCK
@@ -50,6 +50,8 @@ def list_images(store: StoreFolder = None, as_json: AsJson = False) -> None:
 def _listed(name: str, store: Store) -> dict[str, Any]:
     try:
         return described(name, store.find(name))
+    except OtherVersionsImage as error:
+        return {**described(name, None), "other_version": error.message}
     except ImageError as error:
         return {**described(name, None), "damaged": error.message}
 
@@ -57,6 +59,8 @@ def _listed(name: str, store: Store) -> dict[str, Any]:
 def _row(name: str, store: Store) -> tuple[str, ...]:
     try:
         image = store.find(name)
+    except OtherVersionsImage:
+        return name, "of another version", "", "", "", "", f"kvmlab image build {name}"
     except ImageError:
         return name, "damaged", "", "", "", "", f"kvmlab image show {name}"
     if image is None:

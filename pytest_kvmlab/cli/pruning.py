@@ -1,6 +1,6 @@
 """`kvmlab image prune` and `remove`: what is taken away, what stays, and why."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from pytest_kvmlab.cli.output import AsJson, print_json, print_table, size
-from pytest_kvmlab.cli.shelf import StoreFolder, find
+from pytest_kvmlab.cli.shelf import StoreFolder, find, lab_files
 from pytest_kvmlab.errors import ConfigError, ImageError
 from pytest_kvmlab.lab.pruning import DEFAULT_LIMIT, Item, Pruning, plan_pruning, prune
 from pytest_kvmlab.lab.run import open_store
-from pytest_kvmlab.lab.shipped import shipped_labs
 from pytest_kvmlab.lab.store import Store
-from pytest_kvmlab.spec.labfile import SUFFIX, load_lab
+from pytest_kvmlab.spec.labfile import load_lab
 from pytest_kvmlab.spec.quantity import parse_size
 
 
@@ -33,7 +32,7 @@ def prune_store(
 ) -> None:
     """Remove what nothing needs, and keep the store under a limit."""
     shelf = open_store(store)
-    named_by = _images_of([*_lab_files(), *(keep_lab or [])])
+    named_by = _images_of([*lab_files(), *(keep_lab or [])])
     plan = plan_pruning(shelf, named_by, limit=_bytes(limit))
     removed = plan.removed if dry_run else prune(shelf, plan)
     if as_json:
@@ -59,14 +58,6 @@ def _remove(name: str, store: Store) -> None:
             f"image '{name}' stays: guests use it, or another image stands on it",
             f"see: kvmlab image show {name}",
         )
-
-
-def _lab_files() -> Iterator[Path]:
-    """The lab files that come with the package, and those in this folder and the ones above it."""
-    yield from sorted(shipped_labs().glob(f"*/*{SUFFIX}"))
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        yield from sorted(folder.glob(f"*{SUFFIX}"))
 
 
 def _images_of(labs: Iterable[Path]) -> dict[str, Path]:

@@ -2,12 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pytest_kvmlab.cli.output import size
-from pytest_kvmlab.cli.shelf import age, built_at, used_at
+from pytest_kvmlab.cli.shelf import age, built_at, lab_files, used_at
+from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.difference import Difference
+from pytest_kvmlab.lab.recipes import recipes
 from pytest_kvmlab.lab.store import Image, Store
+from pytest_kvmlab.spec.labfile import load_lab
+from pytest_kvmlab.spec.recipe import load_recipe
 
 Row = tuple[str, str]
 
@@ -18,10 +24,21 @@ def as_document(image: Image) -> dict[str, Any]:
 
 
 def needs(image: Image, store: Store) -> dict[str, Any]:
-    """Who needs an image: guests now, other images always."""
+    """Who needs an image: guests now, other images always, recipes and labs sometime."""
     identity = image.manifest.identity
-    children = [other.name for other in store.sound() if other.manifest.parent == identity]
-    return {"in_use": store.in_use(image.folder), "children": children}
+    return {
+        "in_use": store.in_use(image.folder),
+        "children": [other.name for other in store.sound() if other.manifest.parent == identity],
+        "recipes": [name for name, folder in recipes().items() if load_recipe(folder).origin == image.name],
+        "labs": [str(file) for file in lab_files() if image.name in _images_of(file)],
+    }
+
+
+def _images_of(lab: Path) -> set[str | None]:
+    """The images that a lab names; none of a lab file with mistakes, which is another command's affair."""
+    with suppress(ConfigError):
+        return {guest.image for guest in load_lab(lab).guests.values()}
+    return set()
 
 
 def facts(image: Image, store: Store) -> Iterator[Row]:
@@ -47,6 +64,9 @@ def facts(image: Image, store: Store) -> Iterator[Row]:
         yield f"guest.{key}", json.dumps(value)
     yield "in use", {True: "yes", False: "no", None: "unknown"}[needed["in_use"]]
     yield "needed by", ", ".join(needed["children"]) or "no other image"
+    yield "recipes", ", ".join(needed["recipes"]) or "none is from it"
+    for lab in needed["labs"]:
+        yield "lab", lab
 
 
 def differences(found: Difference) -> Iterator[tuple[str, ...]]:

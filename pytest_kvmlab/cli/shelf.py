@@ -9,7 +9,9 @@ import typer
 
 from pytest_kvmlab.errors import ImageError
 from pytest_kvmlab.lab.recipes import recipes
+from pytest_kvmlab.lab.shipped import shipped_labs
 from pytest_kvmlab.lab.store import Image, Store
+from pytest_kvmlab.spec.labfile import SUFFIX
 from pytest_kvmlab.spec.names import nearest
 
 StoreFolder = Annotated[
@@ -33,6 +35,13 @@ def find(name: str, store: Store) -> Image:
     hint = f"kvmlab image build {name}" if name in recipes() else "see: kvmlab image list"
     near = "" if name in recipes() else nearest(name, [*store.names(), *recipes()])
     raise ImageError(f"image '{name}' is not built{near}", hint, looked_at=[store.root])
+
+
+def lab_files() -> list[Path]:
+    """The lab files that come with the package, and those in this folder and the ones above it."""
+    here = Path.cwd()
+    nearby = [file for folder in (here, *here.parents) for file in sorted(folder.glob(f"*{SUFFIX}"))]
+    return [*sorted(shipped_labs().glob(f"*/*{SUFFIX}")), *nearby]
 
 
 def described(name: str, image: Image | None) -> dict[str, Any]:

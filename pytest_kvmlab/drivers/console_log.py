@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.drivers.echo import SecretEcho
 from pytest_kvmlab.errors import GuestError, HostError
 
 KEPT_BYTES = 256 * 1024
@@ -42,6 +43,11 @@ def _escaped(char: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape could not decode
         code -= 0xDC00
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def transcript_of(log: Path) -> Path:
+    """Where the bytes go, as they were received, whose lines are in a console log."""
+    return log.with_name(f"{log.name}.raw")
 
 
 class _AppendOnly:
@@ -117,19 +123,23 @@ class ConsoleReader:
         line: the connected socket of the serial port; owned by the reader from here on.
         log: where the timestamped lines go; the bytes as received go beside it, with `.raw` appended.
         limit: bytes after which each file ends, so that a guest cannot fill the host's disk.
+        before: what the line had shown when the guest was frozen; the files have it already.
 
     Raises:
         HostError: a log file cannot be opened.
     """
 
-    def __init__(self, line: socket.socket, log: Path, *, limit: int = LOG_LIMIT_BYTES) -> None:
-        self._raw_path = log.with_name(log.name + ".raw")
+    def __init__(
+        self, line: socket.socket, log: Path, *, limit: int = LOG_LIMIT_BYTES, before: bytes = b""
+    ) -> None:
+        self._raw_path = transcript_of(log)
         self._lines = _LineLog(log, limit)
         self._raw = _AppendOnly(self._raw_path, limit)
         self._line = line
+        self._echo = SecretEcho()
         line.setblocking(False)
-        self._kept = bytearray()
-        self._dropped = 0
+        self._kept = bytearray(before[-KEPT_BYTES:])
+        self._dropped = len(before) - len(self._kept)
         self._ended = False
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._drain, name=f"console {log.name}", daemon=True)
@@ -198,6 +208,14 @@ class ConsoleReader:
         except OSError as error:
             raise self._failed("the guest's serial line is closed") from error
 
+    def hide_echo(self, secret: bytes) -> None:
+        """Keep the echo of a secret, that is written next, out of the logs and from whoever reads here.
+
+        Args:
+            secret: what is written next, without its newline.
+        """
+        self._echo.expect(secret)
+
     def tail(self, lines: int) -> list[str]:
         """Show the newest lines.
 
@@ -233,7 +251,8 @@ class ConsoleReader:
         poll = select.poll()
         poll.register(self._line, select.POLLIN)
         try:
-            while data := self._receive(poll):
+            while received := self._receive(poll):
+                data = self._echo.cut(received)
                 self._raw.append(data)
                 self._lines.feed(data)
                 self._keep(data)  # last: what somebody has seen is in the files

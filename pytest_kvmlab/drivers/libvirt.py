@@ -6,6 +6,7 @@ whose cause is that nobody is at the other end any more leaves as what the conne
 
 import contextlib
 import importlib
+import json
 import math
 import os
 import re
@@ -283,6 +284,11 @@ class Domain:
         with self._connection.telling(f"{self.name} cannot be resumed"):
             _answer(self.raw.resume)
 
+    def suspend(self) -> None:
+        """Stop the virtual CPUs."""
+        with self._connection.telling(f"{self.name} cannot be suspended"):
+            _answer(self.raw.suspend)
+
     def end_at_reboot(self) -> None:
         """From now on, cut the power where the guest would start over: virDomainSetLifecycleAction.
 
@@ -336,6 +342,37 @@ class Domain:
                     return
             raise HostError(f"{self.name} has no network card {mac}")
 
+    def attach(self, device: str, name: str) -> None:
+        """Plug a device into the running domain: virDomainAttachDeviceFlags.
+
+        Args:
+            device: its XML.
+            name: the device as the reader knows it.
+
+        Raises:
+            HostError: libvirt or QEMU refuses.
+        """
+        with self._connection.telling(f"{name} cannot be plugged into {self.name}"):
+            _answer(partial(self.raw.attachDeviceFlags, device, libvirt.VIR_DOMAIN_AFFECT_LIVE))
+
+    def detach(self, alias: str) -> None:
+        """Ask for a device to be pulled out: virDomainDetachDeviceAlias. One that is out already is as good.
+
+        Args:
+            alias: what libvirt calls it. It is gone when `aliases` no longer has it.
+
+        Raises:
+            HostError: libvirt or QEMU refuses, or the guest is gone.
+        """
+        with self._connection.telling(f"{alias} cannot be pulled out of {self.name}"):
+            if alias in self.aliases():
+                _answer(partial(self.raw.detachDeviceAlias, alias, libvirt.VIR_DOMAIN_AFFECT_LIVE))
+
+    def aliases(self) -> frozenset[str]:
+        """What libvirt calls the devices that the domain has now."""
+        devices = ET.fromstring(self.xml())  # noqa: S314  libvirt printed it
+        return frozenset(alias.get("name", "") for alias in devices.iterfind("devices/*/alias"))
+
     def screenshot(self, path: Path) -> None:
         """Write a picture of the first screen: PNG, or PPM where QEMU is older than 7.1.
 
@@ -379,6 +416,32 @@ class Domain:
         with self._connection.telling(f"the monitor of {self.name} does not answer '{command}'"):
             said = _answer(lambda: libvirt_qemu.qemuMonitorCommand(self.raw, command, human), seconds)
         return str(said)
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        """Run a command of QEMU's machine protocol (https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html).
+
+        Args:
+            command: its name.
+            arguments: its arguments; an underscore stands for a hyphen.
+
+        Returns:
+            What QEMU answers.
+
+        Raises:
+            HostError: QEMU refuses, or the guest is gone.
+        """
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        text = json.dumps({"execute": command, "arguments": named})
+        with self._connection.telling(f"{self.name} does not do '{command}'"):
+            answer = json.loads(_answer(lambda: libvirt_qemu.qemuMonitorCommand(self.raw, text, 0)))
+        if "error" in answer:
+            raise HostError(f"{self.name} does not do '{command}': {answer['error'].get('desc', answer)}")
+        return answer["return"]
+
+    def seconds_used(self) -> float:
+        """The processor time that QEMU has used for this guest so far."""
+        with self._connection.telling(f"libvirt does not tell how busy {self.name} is"):
+            return float(_answer(self.raw.info)[4]) / 1e9
 
     def forward_port(self, netdev: str, port: int) -> int:
         """Make a guest's TCP port reachable on the loopback address of the host QEMU runs in.

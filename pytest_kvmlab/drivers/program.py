@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def run(
     if ended.returncode not in accept or (failure and failure.search(ended.stderr)):
         raise ImageError(complaint(arguments, ended.returncode, ended.stderr or ended.stdout))
     return ended.stdout.decode(errors="replace")
+
+
+def leave_running(module: str, *arguments: str) -> None:
+    """Start a module of ours as a process that does not end with this one, nor with its terminal.
+
+    Args:
+        module: its dotted name.
+        arguments: what it is told.
+    """
+    subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def surroundings() -> dict[str, str]:

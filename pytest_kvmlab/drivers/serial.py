@@ -12,7 +12,7 @@ from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers import serial_protocol as protocol
 from pytest_kvmlab.drivers.command import CommandResult
 from pytest_kvmlab.drivers.console_log import KEPT_BYTES, ConsoleReader, printable
-from pytest_kvmlab.drivers.serial_shell import LOGIN_PROMPT, SerialShell
+from pytest_kvmlab.drivers.serial_shell import LOGIN_PROMPT, SerialShell, Session
 from pytest_kvmlab.errors import GuestError, SerialMismatch
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _SEND_SECONDS = 10.0
 _SHOWN_LINES = 20
 _LOOKED_THROUGH_LINES = 2000
 _LOGIN_PAUSE_SECONDS = 1.0
+# busybox asks for the password first, and switches the terminal's echo off then.
+_ECHO_OFF_SECONDS = 0.3
 # PAM and busybox sit still for 3 s after a wrong password; what is typed then would be the next user's name.
 _LOGIN_DELAY_PAUSES = 4
 _LOGIN_STEPS = {
@@ -158,6 +160,8 @@ class SerialConsole:
     def login(self, user: str, password: str | None = None, *, timeout: float = 60.0) -> None:
         """Log in at a getty; nothing is done where a shell answers already.
 
+        The password appears in no log, even if the guest repeats it.
+
         Args:
             user: the account.
             password: its password; None where the guest asks for none.
@@ -178,7 +182,7 @@ class SerialConsole:
             if step == "nothing" and self._shell_came(user if named else "", silent, deadline):
                 return
             if step in answers and (named or step == "login"):
-                self._login_answer(user, step, answers)
+                self._login_answer(user, step, answers, deadline)
                 named = True
             elif step == "password":
                 self.sendline()  # something else was typed as a name: back to the login prompt
@@ -186,17 +190,36 @@ class SerialConsole:
                 raise self._login_failed(user, "was refused")
         raise self._login_failed(user, f"did not lead to a shell within {timeout:g} s")
 
-    def _login_answer(self, user: str, step: str, answers: dict[str, list[str]]) -> None:
+    def _login_answer(self, user: str, step: str, answers: dict[str, list[str]], deadline: Deadline) -> None:
         """Give each answer once: a prompt that comes again says that the first answer was wrong."""
         if not answers[step]:
             raise self._login_failed(
                 user, f"was refused: it asked for a {step} once more than there is one to give"
             )
-        self.sendline(answers[step].pop())
+        answer = answers[step].pop()
+        if step == "password":
+            self._wait_for_silence(deadline)
+            self._reader.hide_echo(answer.encode())
+        self.sendline(answer)
+
+    def _wait_for_silence(self, deadline: Deadline) -> None:
+        data, position = b"a prompt", self._reader.end
+        while data and not deadline.passed:
+            pause = Deadline(min(_ECHO_OFF_SECONDS, deadline.remaining))
+            data, position = self._reader.read(position, pause)
 
     def forget(self) -> None:
         """Forget what is known of the guest's shell: call it after a reboot, a reset or a revert."""
         self._shell.forget()
+
+    @property
+    def session(self) -> Session | None:
+        """What a guest that is frozen now will answer to: see `resume`."""
+        return self._shell.session
+
+    def resume(self, session: Session) -> None:
+        """Go on with the server of commands that a guest had when it was frozen."""
+        self._shell.resume(session)
 
     def close(self) -> None:
         """Give the line back, if the guest still answers, and close it."""

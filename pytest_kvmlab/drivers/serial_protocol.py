@@ -15,8 +15,11 @@ Requests are short lines. All begin with `: `, so that a shell that is not servi
     : x                       remove the output
     : q                       leave: the prompt comes back
 
-Answers are frames on lines of their own, each beginning with the session's random token::
+Answers are frames on lines of their own, each beginning with the session's random token. The line brings them
+piece by piece, so each shows its end: no part of one is taken for the whole::
 
+    :TOKEN:ready:                       the server is taught, and nothing is missing
+    :TOKEN:NAME:NAME::                  the shell lacks what these say
     :TOKEN:h:NUMBER:STATUS:LENGTH:HEX:  how it ended (no STATUS: interrupted), and the output's head
     :TOKEN:b:NUMBER:SKIP:COUNT:         a block of the output follows, in base64 of gzip,
     :TOKEN:e:NUMBER:SKIP:COUNT:         and ends
@@ -182,6 +185,16 @@ def cleaned(stream: bytes) -> bytes:
 def line_pattern(frame: str) -> re.Pattern[bytes]:
     """Find a frame where frames stand: at the beginning of a line, unlike the echo of a request's text."""
     return re.compile(rf"(?:\A|\n)(?:{frame})".encode(), re.DOTALL)
+
+
+def taught_pattern(token: str) -> str:
+    """The regular expression of the frame that says whether a shell can serve; for `parsed_lacks`."""
+    return rf":{token}:(?:ready|(?P<lacks>(?:[a-z0-9]+:)+)):"
+
+
+def parsed_lacks(found: re.Match[bytes]) -> list[str]:
+    """What a shell lacks to be able to serve, read from a match of `taught_pattern`."""
+    return (found["lacks"] or b"").decode().split(":")[:-1]
 
 
 def ended_pattern(token: str, number: int) -> str:

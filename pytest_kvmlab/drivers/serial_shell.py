@@ -33,6 +33,13 @@ class _Listener(NamedTuple):
     serving: bool
 
 
+class Session(NamedTuple):
+    """A server that reads commands from a serial line: its token, and the number of the last command."""
+
+    token: str
+    number: int
+
+
 class SerialShell:
     """The POSIX shell at the other end of a serial line, and the server that it is taught.
 
@@ -96,6 +103,16 @@ class SerialShell:
         """Forget the shell, because the guest was restarted or reverted; the next command looks for one."""
         with self._turn:
             self._serving, self._heard, self._broken, self._session = False, None, None, ""
+
+    @property
+    def session(self) -> Session | None:
+        """The server that waits for the next command; None if whoever types has the line."""
+        return Session(self._session, self._number) if self._serving else None
+
+    def resume(self, session: Session) -> None:
+        """Go on with a server that is there already, because its guest was frozen while it waited."""
+        with self._turn:
+            self._session, self._number, self._serving = session.token, session.number, True
 
     def answers(self, deadline: Deadline) -> bool:
         """Ask once whether a shell reads the line.
@@ -185,11 +202,10 @@ class SerialShell:
         command, lines = protocol.loader(session, nonce)
         if not self._ask(command, f":{nonce}load:", _within(_STEP_SECONDS, deadline)):
             return False
-        answer = f":{session}:(?:ready|(?P<lacks>[a-z0-9:]+)):"
-        found = self._ask(b"".join(lines), answer, _within(_STEP_SECONDS, deadline))
-        if found and found["lacks"]:
+        found = self._ask(b"".join(lines), protocol.taught_pattern(session), _within(_STEP_SECONDS, deadline))
+        if found and (lacks := protocol.parsed_lacks(found)):
             raise self._failed(
-                f"the guest cannot run commands over its serial line, it lacks: {found['lacks'].decode()}",
+                f"the guest cannot run commands over its serial line, it lacks: {', '.join(lacks)}",
                 "it needs od, dd, gzip and base64, and as folder a writable /tmp, /run or /dev/shm",
             )
         self._session = session

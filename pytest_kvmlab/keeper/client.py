@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvmlab.errors import HostError
-from pytest_kvmlab.keeper.protocol import Dial, ask
+from pytest_kvmlab.keeper.protocol import Dial, dial_through
 from pytest_kvmlab.keeper.reap import sweep
 from pytest_kvmlab.keeper.run_folder import RunFolder, create_run_folder, owning
 
@@ -132,15 +132,47 @@ def dial(folder: RunFolder, address: str, port: int, *, timeout: float) -> socke
         OSError: nobody accepts there, or not in time.
         HostError: the keeper is gone.
     """
-    try:
-        answer, descriptor = ask(folder.keeper_socket, Dial(address, port, timeout))
-    except (FileNotFoundError, ConnectionError) as error:
-        raise HostError(
-            f"the keeper of run {folder.run} is gone: {error}", looked_at=[folder.keeper_socket]
-        ) from error
-    if descriptor is None:
-        raise OSError(answer.get("errno") or 0, answer.get("error", "no reason given"))
-    return socket.socket(fileno=descriptor)
+    request = Dial(address, port, timeout)
+    return dial_through(folder.keeper_socket, request, who=f"the keeper of run {folder.run} is")
+
+
+def dial_lan(folder: RunFolder, lan: str, address: str, port: int, *, timeout: float) -> socket.socket:
+    """Open a TCP connection inside the networks of a lab.
+
+    Args:
+        folder: the run's folder.
+        lan: the networks' name among those of the run.
+        address: an IP address in one of them.
+        port: a TCP port there.
+        timeout: seconds for the connection to be accepted.
+
+    Returns:
+        The connected socket; it keeps working here.
+
+    Raises:
+        OSError: nobody accepts there, or not in time.
+        HostError: the networks are gone.
+    """
+    request = Dial(address, port, timeout)
+    return dial_through(folder.lan_socket(lan), request, who="the networks of the lab are")
+
+
+def hand_over_locks(folder: RunFolder) -> None:
+    """Let the keeper of a run hold the locks of the guests that were left to it, and wait until it does.
+
+    Args:
+        folder: the run's folder, with the records of these guests.
+
+    Raises:
+        HostError: the keeper is gone.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(_END_SECONDS)
+        try:
+            line.connect(str(folder.handover_socket))
+            line.recv(1)
+        except OSError as error:
+            raise HostError(f"nothing is kept: the keeper of run {folder.run} is gone: {error}") from error
 
 
 def end_run(folder: RunFolder) -> bool:

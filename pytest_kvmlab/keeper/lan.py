@@ -40,7 +40,7 @@ def main() -> int:
     folder, name = RunFolder(Path(sys.argv[1])), sys.argv[2]
     with socket.socket(fileno=_OWNER) as owner:
         try:
-            with _opened(_asked(owner, name), folder.lan(name)):
+            with _opened(_asked(owner, name), folder):
                 say(owner, {})
                 _wait_for_the_end(owner)
         except (OSError, ValueError, HostError) as error:
@@ -60,8 +60,9 @@ def _asked(owner: socket.socket, name: str) -> LanRequest:
 
 
 @contextlib.contextmanager
-def _opened(request: LanRequest, folder: Path) -> Iterator[None]:
+def _opened(request: LanRequest, run: RunFolder) -> Iterator[None]:
     with ExitStack() as made:
+        folder = run.lan(request.lan)
         folder.mkdir()
         made.callback(shutil.rmtree, folder, ignore_errors=True)
         refuse_taken_names(request)
@@ -69,7 +70,7 @@ def _opened(request: LanRequest, folder: Path) -> Iterator[None]:
         enter_new_network_namespace()
         made.callback(networks.remove)
         networks.make()
-        listener = made.enter_context(listen(folder / "sock"))
+        listener = made.enter_context(listen(run.lan_socket(request.lan)))
         answer_in_threads(listener, networks.answer)
         yield
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.client import dial_lan
 from pytest_kvmlab.keeper.faults import Faults, faults_as_document
 from pytest_kvmlab.keeper.lan_request import LanRequest, as_document
-from pytest_kvmlab.keeper.protocol import Dial, OpenLan, ask, ask_for, hear, refusal, refused, say
+from pytest_kvmlab.keeper.protocol import OpenLan, ask_for, hear, refusal, refused, say
 from pytest_kvmlab.keeper.real_bridge import plug_in, refuse_taken_macs
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.keeper.uplink import lead_out
@@ -72,7 +73,7 @@ class Lan:
 
     def __init__(self, folder: RunFolder, request: LanRequest, line: socket.socket) -> None:
         self.request = request
-        self._folder = folder.lan(request.lan)
+        self._run = folder
         self._line = line
         self._way_out: subprocess.Popen[bytes] | None = None
 
@@ -135,15 +136,9 @@ class Lan:
             OSError: nobody accepts there, or not in time.
             HostError: the networks are gone.
         """
-        if not self._is_ours(address):
+        if not self.leads_to(address):
             return socket.create_connection((address, port), timeout=timeout)
-        try:
-            answer, descriptor = ask(self._socket, Dial(address, port, timeout))
-        except (FileNotFoundError, ConnectionError) as error:
-            raise self._gone(error) from error
-        if descriptor is None:
-            raise OSError(answer.get("errno") or 0, answer.get("error", "no reason given"))
-        return socket.socket(fileno=descriptor)
+        return dial_lan(self._run, self.request.lan, address, port, timeout=timeout)
 
     def addresses(self) -> dict[str, str]:
         """Tell which network card has taken which address.
@@ -180,6 +175,8 @@ class Lan:
         Raises:
             HostError: they are gone.
         """
+        if self._line.fileno() < 0:
+            return  # for another guest in them
         try:
             self._line.sendall(b"keep\n")
         except OSError as error:
@@ -219,7 +216,7 @@ class Lan:
             self._way_out.kill()
             self._way_out.wait()
 
-    def _is_ours(self, address: str) -> bool:
+    def leads_to(self, address: str) -> bool:
         """Whether an address is in a network that we have one in, too; else it is on a real LAN."""
         ours = [
             IPv4Interface(network.gateway).network for network in self.request.networks if network.gateway
@@ -233,8 +230,12 @@ class Lan:
             raise self._gone(error) from error
 
     @property
+    def _folder(self) -> Path:
+        return self._run.lan(self.request.lan)
+
+    @property
     def _socket(self) -> Path:
-        return self._folder / "sock"
+        return self._run.lan_socket(self.request.lan)
 
     def _gone(self, error: OSError) -> HostError:
         return HostError(f"the networks of the lab are gone: {error}", looked_at=[self._socket])

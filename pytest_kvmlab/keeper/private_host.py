@@ -67,7 +67,11 @@ def main() -> int:
 
 def _prepare(folder: RunFolder, daemon: LibvirtDaemon, capabilities: Path) -> None:
     _raise_loopback()
-    make_read_only(but=(folder.path, capabilities, _SCRATCH, _NETWORK_SETTINGS))
+    writable = [folder.path, capabilities, _SCRATCH, _NETWORK_SETTINGS]
+    with contextlib.suppress(OSError):  # without it frozen guests have their memory on disk
+        folder.memory.mkdir(mode=0o700)
+        writable.append(folder.memory)
+    make_read_only(but=tuple(writable))
     for path, content in daemon.files().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)

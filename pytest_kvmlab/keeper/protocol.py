@@ -50,21 +50,28 @@ class OpenLan:
     lan: str
 
 
-def ask(path: Path, request: Dial) -> tuple[dict[str, Any], int | None]:
-    """Ask the keeper, or a lan, for a connection and wait for its answer.
+def dial_through(path: Path, request: Dial, *, who: str) -> socket.socket:
+    """Let the keeper, or a lan, open a connection where only it can.
 
     Args:
         path: its socket.
-        request: what is asked.
+        request: the connection.
+        who: listens there, with its verb, for messages: `the keeper is`.
 
     Returns:
-        The answer, and the descriptor that came with it.
+        The connected socket; it keeps working here, outside the namespace (network_namespaces(7)).
 
     Raises:
-        OSError: nobody answers there, or not in time.
+        OSError: nobody accepts the connection, or not in time.
+        HostError: nobody listens at the socket any more.
     """
-    document, descriptors = ask_for(path, asdict(request), timeout=request.timeout)
-    return document, descriptors[0] if descriptors else None
+    try:
+        answer, descriptors = ask_for(path, asdict(request), timeout=request.timeout)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise HostError(f"{who} gone: {error}", looked_at=[path]) from error
+    if not descriptors:
+        raise OSError(answer.get("errno") or 0, answer.get("error", "no reason given"))
+    return socket.socket(fileno=descriptors[0])
 
 
 def ask_for(path: Path, document: dict[str, Any], *, timeout: float) -> tuple[dict[str, Any], list[int]]:

@@ -57,6 +57,7 @@ def sweep(folder: RunFolder) -> None:
     """
     if not _end(run_processes(folder), folder):
         return
+    shutil.rmtree(folder.memory, ignore_errors=True)
     grave = grave_of(folder)
     with contextlib.suppress(FileNotFoundError):
         folder.path.rename(grave)

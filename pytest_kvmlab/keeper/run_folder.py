@@ -24,6 +24,7 @@ _TAIL_BYTES = 2000
 _SHARED = "/var/tmp"  # noqa: S108 - the folder in it is refused if it is anybody else's
 # Of a run: until when it is kept. Of a guest: how it is reached, and which locks its image has.
 KEPT = "kept.json"
+_MEMORY = Path("/dev/shm")  # noqa: S108 - the names in it are random, and the folders their owner's alone
 _UNBORN, _GRAVE = ".new-", ".old-"
 
 # The path of a unix socket ends at 107 bytes (unix(7)), and QEMU's monitor is the deepest of ours:
@@ -105,6 +106,11 @@ class RunFolder:
         return self.path / "keeper.sock"
 
     @property
+    def handover_socket(self) -> Path:
+        """Where the keeper hears that a guest was left to it."""
+        return self.path / "handover.sock"
+
+    @property
     def keeper_log(self) -> Path:
         """What the keeper prints: nothing, unless it breaks."""
         return self.path / "keeper.log"
@@ -129,9 +135,18 @@ class RunFolder:
         """One folder per guest: overlay, sockets, console."""
         return self.path / "guests"
 
+    @property
+    def memory(self) -> Path:
+        """A folder in memory, for the memory of frozen guests; gone with the run, like its folder on disk."""
+        return _MEMORY / f"kvl-{self.run}"
+
     def lan(self, name: str) -> Path:
         """The folder of the networks of one use of a lab: socket, leases, logs."""
         return self.path / f"lan-{name}"
+
+    def lan_socket(self, name: str) -> Path:
+        """Where the process of those networks answers."""
+        return self.lan(name) / "sock"
 
     def tell_failure(self, why: str) -> None:
         """Say why there is no private host; what was said first is closest to the cause, and stays."""

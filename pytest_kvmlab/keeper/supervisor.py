@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
+from pytest_kvmlab.keeper.conversations import listen
 from pytest_kvmlab.keeper.namespaces import unshare_command
 from pytest_kvmlab.keeper.reap import PRIVATE_HOST, sweep
 from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder, tail_of
@@ -64,23 +66,51 @@ def _keep(folder: RunFolder, owner: int, ended: int, capabilities: Path | None) 
     host = _start_private_host(folder, capabilities) if capabilities else None
     hosts = [os.pidfd_open(host.pid)] if host else []
     try:
-        if kept := _kept_seconds(_last_word(folder, owner, ended, hosts)):
-            with _images_of_guests(folder):
+        with _Handover(folder) as handover:
+            if kept := _kept_seconds(_last_word(folder, owner, ended, hosts, handover)):
                 folder.write(KEPT, {"until": time.time() + kept})
                 select.select([ended, *hosts], [], [], kept)
     finally:
         _end(host)
 
 
+class _Handover:
+    """Takes over the locks of what kept guests stand on, as soon as a process of the run has left one.
+
+    That process holds them until it is answered, so that there is no moment in which nobody does (flock(2)).
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._open = contextlib.ExitStack()
+        self._line = self._open.enter_context(listen(folder.handover_socket))
+        self._held: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def fileno(self) -> int:
+        """What becomes readable when somebody has left a guest."""
+        return self._line.fileno()
+
+    def take(self) -> None:
+        """Hold the locks of all guests that were left; the end of the connection is the answer."""
+        asks, _ = self._line.accept()
+        with asks:
+            for guest in self._folder.guests.glob(f"*/{KEPT}"):
+                for lock in {*self._folder.read(str(guest)).get("locks", ())} - self._held:
+                    with contextlib.suppress(OSError):  # removed by hand, perhaps: the guest is to stay
+                        self._open.enter_context(_locked(Path(lock)))
+                        self._held.add(lock)
+
+
 @contextlib.contextmanager
-def _images_of_guests(folder: RunFolder) -> Iterator[None]:
-    """Hold the images that kept guests stand on, as their owner has until it hears that we do (flock(2))."""
-    with contextlib.ExitStack() as held:
-        for guest in sorted(folder.guests.glob(f"*/{KEPT}")):
-            for lock in folder.read(str(guest)).get("locks", ()):
-                with contextlib.suppress(OSError):  # removed by hand, perhaps: the guest is to stay even so
-                    opened = held.enter_context(Path(lock).open("rb"))
-                    fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("rb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
 
 
@@ -95,14 +125,17 @@ def _start_private_host(folder: RunFolder, capabilities: Path) -> "subprocess.Po
         )
 
 
-def _last_word(folder: RunFolder, owner: int, ended: int, hosts: list[int]) -> bytes:
+def _last_word(folder: RunFolder, owner: int, ended: int, hosts: list[int], handover: _Handover) -> bytes:
     """What the owner says at the end; nothing if it dies, or if this process is told to end.
 
     A private host that dies meanwhile is recorded, so that the owner's next question gets the reason.
     """
     said = b""
+    line = handover.fileno()
     while not said.endswith(b"\n"):
-        ready, _, _ = select.select([_LIFELINE, owner, ended, *hosts], [], [])
+        ready, _, _ = select.select([_LIFELINE, owner, ended, line, *hosts], [], [])
+        if line in ready:
+            handover.take()
         if _LIFELINE in ready:
             piece = os.read(_LIFELINE, 4096)
             if not piece:
@@ -110,7 +143,7 @@ def _last_word(folder: RunFolder, owner: int, ended: int, hosts: list[int]) -> b
             said += piece
         elif owner in ready or ended in ready:
             return b""
-        else:
+        elif not {*hosts}.isdisjoint(ready):
             folder.tell_failure(f"its PID 1 ended; it said: {tail_of(folder.host_log) or 'nothing'}")
             hosts = []
     return said

@@ -103,8 +103,11 @@ def _obstacle_to_kvm(launcher: Callable[[Accel], Launcher]) -> str:
 def _boot_seconds(launcher: Launcher, timeout: float) -> float:
     keys = validate(GuestKeys, _PROBE, source=_PROBE_SOURCE)
     started = time.monotonic()
-    with launcher.guest("probe", keys, source=_PROBE_SOURCE, witness=_ignore, timeout=timeout):
-        return time.monotonic() - started
+    try:
+        with launcher.guest("probe", keys, source=_PROBE_SOURCE, witness=_ignore, timeout=timeout):
+            return time.monotonic() - started
+    finally:
+        launcher.finish()
 
 
 def _ignore(*_: object) -> bool:

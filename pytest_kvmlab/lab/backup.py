@@ -1,8 +1,8 @@
 """An image out of the store into one file, and back."""
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -114,11 +114,15 @@ def _write(manifest: Manifest, places: Mapping[str, Path], target: BinaryIO, pro
 @contextmanager
 def _scratch(file: Path) -> Iterator[Path]:
     """A folder beside a file, on the same file system, for what is to become the file; removed at the end."""
+    # Named before it is made, so that a signal that comes as soon as it is there finds somebody to remove it.
+    folder = file.absolute().parent / f".{file.name}.{secrets.token_hex(8)}"
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.absolute().parent) as folder:
-            yield Path(folder)
+        folder.mkdir(mode=0o700)
+        yield folder
     except OSError as error:
         raise ImageError(f"{file} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_manifest(stream: BinaryIO, name: str | None, file: Path) -> Manifest:

@@ -13,13 +13,13 @@ Turn = Callable[[str, Callable[[], None]], AbstractContextManager[None]]
 """Gives a guest its turn to boot, by its name; meanwhile it calls what raises if the guest need not boot."""
 
 
-def boot_one(guest: Guest, turn: Turn, *, timeout: float) -> None:
+def boot_one(guest: Guest, turn: Turn, *, timeout: float | None = None) -> None:
     """Start one guest when it has its turn, and wait until it is ready.
 
     Args:
         guest: the guest, switched off.
         turn: gives it its turn.
-        timeout: seconds that it has from then on.
+        timeout: seconds that it has from then on; None: its `boot_timeout`.
 
     Raises:
         GuestError: it did not get ready.
@@ -28,7 +28,11 @@ def boot_one(guest: Guest, turn: Turn, *, timeout: float) -> None:
 
 
 def boot_all(
-    guests: Mapping[str, Guest], after: Mapping[str, Sequence[str]], turn: Turn, *, timeout: float
+    guests: Mapping[str, Guest],
+    after: Mapping[str, Sequence[str]],
+    turn: Turn,
+    *,
+    timeout: float | None = None,
 ) -> None:
     """Start guests, and wait until all are ready.
 
@@ -36,7 +40,7 @@ def boot_all(
         guests: the guests by name, all switched off.
         after: the names of the guests that each is started after.
         turn: gives each its turn.
-        timeout: seconds that each has to get ready, from its turn on.
+        timeout: seconds that each has to get ready, from its turn on; None: its own `boot_timeout`.
 
     Raises:
         GuestError: one did not get ready; the others are off.
@@ -59,7 +63,7 @@ def boot_all(
             raise
 
 
-def _boot(name: str, guest: Guest, turn: Turn, given_up: threading.Event, timeout: float) -> None:
+def _boot(name: str, guest: Guest, turn: Turn, given_up: threading.Event, timeout: float | None) -> None:
     def check() -> None:
         if given_up.is_set():
             raise GuestError(f"{name} is not started: another guest of its lab broke", phase="create")

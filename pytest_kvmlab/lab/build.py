@@ -11,8 +11,8 @@ from pytest_kvmlab.lab.debian_image import debian_blueprint
 from pytest_kvmlab.lab.initramfs_image import initramfs_blueprint
 from pytest_kvmlab.lab.installing import installer_blueprint
 from pytest_kvmlab.lab.layering import Rescue, layer_blueprint
-from pytest_kvmlab.lab.recipes import recipe_digest, recipes
-from pytest_kvmlab.lab.store import Image, Store
+from pytest_kvmlab.lab.recipes import recipe_digest, recipes, refuse_circle
+from pytest_kvmlab.lab.store import Image, OtherVersionsImage, Store
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.lock import LockedPackage, parse_lock
 from pytest_kvmlab.spec.manifest import LOCK
@@ -48,7 +48,8 @@ def ensure(name: str, store: Store, *, guests: StartsGuests | None = None, progr
         ConfigError: the recipe is wrong.
         HostError: a program that building needs is missing.
     """
-    image, folder = store.find(name), recipes().get(name)
+    folder = recipes().get(name)
+    image = _found(name, store, can_be_built=folder is not None)
     if image and (folder is None or image.manifest.recipe == recipe_digest(folder)):
         return image
     if folder is None:
@@ -59,6 +60,16 @@ def ensure(name: str, store: Store, *, guests: StartsGuests | None = None, progr
             looked_at=[store.root],
         )
     return build(folder, store, guests=guests, progress=progress)
+
+
+def _found(name: str, store: Store, *, can_be_built: bool) -> Image | None:
+    """The image of that name, if there is one; another version's is as good as none if it can be built."""
+    try:
+        return store.find(name)
+    except OtherVersionsImage:
+        if can_be_built:
+            return None
+        raise
 
 
 def build(
@@ -90,6 +101,7 @@ def build(
         HostError: a program that building needs is missing.
     """
     recipe = load_recipe(recipe_folder)
+    refuse_circle(recipe)
     waiting = f"waiting for another process that builds the image {recipe.name}"
     with ExitStack() as held, store.building(recipe.name, waiting=lambda: progress(waiting, None)) as folder:
         blueprint = _Builder(store, guests, rescue, lock, progress, held).blueprint(recipe)
@@ -128,7 +140,7 @@ class _Builder:
                 locked = self._locked(recipe)
                 return initramfs_blueprint(recipe, keys, self.store, locked=locked, progress=self.progress)
             case DebianKeys() as keys:
-                parent = None if isinstance(keys.origin, Suite) else self._origin(recipe, keys.origin)
+                parent = None if isinstance(keys.origin, Suite) else self._origin(keys.origin)
                 return debian_blueprint(
                     recipe,
                     keys,
@@ -148,7 +160,7 @@ class _Builder:
                     progress=self.progress,
                 )
             case LayerKeys() as keys:
-                parent = self._origin(recipe, keys.origin)
+                parent = self._origin(keys.origin)
                 guests = self._guests(recipe)
                 return layer_blueprint(
                     recipe, keys, parent, guests, progress=self.progress, rescue=self.rescue
@@ -164,10 +176,8 @@ class _Builder:
         except OSError as error:
             raise ConfigError(f"the lock {file} cannot be read: {error.strerror}") from error
 
-    def _origin(self, recipe: Recipe, name: str) -> Image:
+    def _origin(self, name: str) -> Image:
         """The image that another one grows from, which nobody removes meanwhile."""
-        if name == recipe.name:
-            raise ConfigError(f"the image '{name}' cannot grow from itself", "correct 'from' in its recipe")
         image = ensure(name, self.store, guests=self.guests, progress=self.progress)
         self.held.enter_context(image.lock_shared())
         return image

@@ -16,15 +16,19 @@ from functools import partial
 from pathlib import Path
 
 from pytest_kvmlab.deadline import Deadline
-from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.errors import HostError, UsbError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.lab.claims import Claim, Entry, Ledger, taken
+from pytest_kvmlab.lab.dongles import Dongles, HostUsb, Lease, Wish
+from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.progress import Progress
+from pytest_kvmlab.spec.usb import UsbKeys
 
 _SHARE_OF_GUESTS = 0.9  # the rest is for QEMU itself, the tests and the system
 _MEMORY, _BOOTS = "memory-1", "boots-1"  # the number changes with what is written into claims
 # What boots for longer hangs or waits for something; it is not to hold up everyone else's guests.
 _TURN_SECONDS = 120.0
+_EVERY_SECONDS = 0.1
 _MIB, _GIB = 2**20, 2**30
 
 
@@ -45,6 +49,7 @@ class Capacity:
         journal: where it is noted who had to wait, and what was given although there was not enough.
         progress: told what is being waited for.
         folder: where the claims of all runs are.
+        usb: the dongles of this machine.
     """
 
     run: str
@@ -54,22 +59,34 @@ class Capacity:
     journal: Journal
     progress: Progress
     folder: Path = field(default_factory=claims_folder)
+    usb: HostUsb = field(default_factory=HostUsb)
     _holder: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @contextmanager
-    def memory(self, amount: int, source: str, *, at_once: bool = False) -> Iterator[Entry]:
+    def memory(
+        self,
+        amount: int,
+        source: str,
+        *,
+        dongles: Dongles | None = None,
+        at_once: bool = False,
+        wait: bool = True,
+    ) -> Iterator[Entry]:
         """Reserve memory as long as the context lasts.
 
         Args:
             amount: bytes, for all guests of a lab together.
             source: what they are for, for messages.
+            dongles: what its guests ask for of this machine's USB devices: it gets them with the memory.
             at_once: do not wait, even if there is not enough: others wait for what these guests do.
+            wait: until there is enough; else it is to be had now or never.
 
         Yields:
             The reservation; who keeps it has to lock its file before this process ends.
 
         Raises:
             HostError: there will never be as much, or there was not in time; the message says who has it.
+            UsbError: the same of its dongles.
         """
         limit = memory_for_guests() if self.limit is None else self.limit
         ledger, claim = Ledger(self.folder / _MEMORY), self._claim(source, self._holder, amount, limit)
@@ -79,9 +96,45 @@ class Capacity:
                 claims = entry.take()
             else:
                 self._refuse_more_than_all(claim, ledger)
-                claims = self._waited(entry)
+                claims = self._waited(entry, dongles, self.wait if wait else 0.0)
             self._note(source, claim, claims, time.monotonic() - started)
-            yield entry
+            try:
+                yield entry
+            finally:
+                if dongles:
+                    dongles.give_back()
+
+    def dongles(self, wishes: Sequence[Wish], source: str) -> Dongles:
+        """The dongles of this machine that guests ask for, to be had together with their memory.
+
+        Args:
+            wishes: of all guests of a lab.
+            source: what they are for, for messages.
+        """
+        return Dongles(self.usb, wishes, self._who(source))
+
+    def dongle(self, guest: str, source: str, keys: UsbKeys) -> Lease:
+        """One more dongle for a guest that runs, as soon as nobody else has it.
+
+        Args:
+            guest: the guest.
+            source: what it is for, for messages.
+            keys: what is asked for.
+
+        Raises:
+            UsbError: it is not there, or was not to be had in time; the message says who has it.
+        """
+        dongles = self.dongles([Wish(guest, keys)], source)
+
+        def attempt() -> Lease | None:
+            if dongles.take():
+                return dongles.leases[0]
+            self._tell_of(dongles)
+            return None
+
+        if lease := until(attempt, Deadline(self.wait), every=_EVERY_SECONDS):
+            return lease
+        raise self._in_vain(source, dongles)
 
     @contextmanager
     def boot(self, name: str, check: Callable[[], None]) -> Iterator[None]:
@@ -101,8 +154,10 @@ class Capacity:
             yield
 
     def _claim(self, source: str, holder: str, amount: int, limit: int) -> Claim:
-        who = f"{source} (run {self.run}, {self.worker}, process {os.getpid()})"
-        return Claim(who, holder, amount, limit, time.time())
+        return Claim(self._who(source), holder, amount, limit, time.time())
+
+    def _who(self, source: str) -> str:
+        return f"{source} (run {self.run}, {self.worker}, process {os.getpid()})"
 
     def _refuse_more_than_all(self, claim: Claim, ledger: Ledger) -> None:
         """What is larger than all there is, or waits for what its own holder has, would wait for nothing."""
@@ -117,22 +172,36 @@ class Capacity:
                 looked_at=[_told(each) for each in own],
             )
 
-    def _waited(self, entry: Entry) -> Sequence[Claim]:
+    def _waited(self, entry: Entry, dongles: Dongles | None, seconds: float) -> Sequence[Claim]:
         """All claims at the moment at which one had its turn; who waits for it is told of every change."""
-        mine, seen = entry.claim, _Changes(partial(self._tell, entry.claim))
-        claims = entry.wait(Deadline(self.wait), tell=seen)
+        mine, seen = entry.claim, _Changes(partial(self._tell, entry.claim, dongles))
+        claims = entry.wait(Deadline(seconds), tell=seen, beside=dongles)
+        if claims is None and dongles and dongles.obstacle:
+            raise self._in_vain(mine.who, dongles)
         if claims is None:
             raise HostError(
-                f"{mine.who} waited {self.wait:g} s in vain for memory: {_size(mine.amount)}, where "
+                f"{mine.who} waited {seconds:g} s in vain for memory: {_size(mine.amount)}, where "
                 f"all guests together may have {_size(mine.limit)}",
                 "let it wait longer (--kvm-wait), end kept guests (kvmlab reap --kept), or use fewer workers",
                 looked_at=[_told(each) for each in seen.last if each != mine],
             )
         return claims
 
-    def _tell(self, mine: Claim, claims: Sequence[Claim]) -> None:
+    def _tell(self, mine: Claim, dongles: Dongles | None, claims: Sequence[Claim]) -> None:
+        if dongles and dongles.obstacle:
+            self._tell_of(dongles)
+            return
         holders = ", ".join(each.who for each in claims if each.state != "waiting")
         self.progress(f"waiting for memory: {_size(mine.amount)}, held by {holders or 'nobody'}", None)
+
+    def _tell_of(self, dongles: Dongles) -> None:
+        self.progress(f"waiting for dongle {dongles.obstacle}", None)
+
+    def _in_vain(self, who: str, dongles: Dongles) -> UsbError:
+        return UsbError(
+            f"{who} waited {self.wait:g} s in vain for dongle {dongles.obstacle}",
+            "let it wait longer (--kvm-wait), end kept guests (kvmlab reap --kept), or use fewer workers",
+        )
 
     def _note(self, source: str, mine: Claim, others: Sequence[Claim], waited: float) -> None:
         """Write down what is out of the ordinary; `others` are claims of the moment before it was given."""

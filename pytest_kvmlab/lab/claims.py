@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import HostError
@@ -25,7 +25,7 @@ from pytest_kvmlab.lab.waits import until
 _EVERY_SECONDS = 0.1
 _SUFFIX = ".claim"
 
-State = Literal["waiting", "held", "kept"]
+State = Literal["waiting", "blocked", "held", "kept"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Claim:
         amount: how much.
         limit: how much its holder lets all together have.
         since: when its state began, in seconds since the epoch.
-        state: whether it waits, has its turn, or has it for longer than its holder lives.
+        state: whether it waits, is blocked by want of something else and holds up nobody, has its turn, or
+            has it for longer than its holder lives.
         file: where it is written down.
     """
 
@@ -53,7 +54,7 @@ class Claim:
 
 def taken(claims: Sequence[Claim]) -> int:
     """How much is not there for others."""
-    return sum(claim.amount for claim in claims if claim.state != "waiting")
+    return sum(claim.amount for claim in claims if claim.state in ("held", "kept"))
 
 
 def has_turn(mine: Claim, claims: Sequence[Claim]) -> bool:
@@ -67,14 +68,19 @@ def has_turn(mine: Claim, claims: Sequence[Claim]) -> bool:
         True for the oldest that can ever have its turn, once there is enough. Also for the oldest of those
         that hold something if every holder waits for more: each would wait for what another one has.
     """
-    queue = [claim for claim in claims if claim.state == "waiting" and _can_wait(claim, claims)]
-    waiting = {claim.holder for claim in claims if claim.state == "waiting"}
+    queue = [claim for claim in claims if _is_in_queue(claim, mine) and _can_wait(claim, claims)]
+    waiting = {claim.holder for claim in claims if claim.state in ("waiting", "blocked")}
     holders = {claim.holder for claim in claims if claim.state == "held"}
     if holders and holders <= waiting:
         stuck = [claim for claim in queue if claim.holder in holders]
         if mine in stuck[:1]:
             return True
     return mine in queue[:1] and taken(claims) + mine.amount <= mine.limit
+
+
+def _is_in_queue(claim: Claim, mine: Claim) -> bool:
+    """One that is blocked is in nobody's way, and yet asks when its own turn would be."""
+    return claim.state == "waiting" or (claim.state == "blocked" and claim == mine)
 
 
 def _can_wait(mine: Claim, claims: Sequence[Claim]) -> bool:
@@ -85,6 +91,16 @@ def _can_wait(mine: Claim, claims: Sequence[Claim]) -> bool:
 
 def _held_by(holder: str, claim: Claim) -> bool:
     return claim.holder == holder and claim.state == "held"
+
+
+class Beside(Protocol):
+    """What somebody needs together with what a claim is on."""
+
+    def take(self) -> bool:
+        """Take it, and tell whether it was there; called often, and while nobody else can claim anything."""
+
+    def give_back(self) -> None:
+        """Let others have it."""
 
 
 class Ledger:
@@ -165,6 +181,7 @@ class Entry:
         *,
         check: Callable[[], None] = lambda: None,
         tell: Callable[[Sequence[Claim]], None] = lambda _: None,
+        beside: "Beside | None" = None,
     ) -> Sequence[Claim] | None:
         """Wait for the turn of the claim.
 
@@ -172,6 +189,8 @@ class Entry:
             deadline: when to give up.
             check: raises if there is no more use in waiting.
             tell: told what there is as long as it is not the turn of this one.
+            beside: what is needed together with it: both are had at once, and neither is held while the
+                other is waited for.
 
         Returns:
             All claims at the moment of its turn, or None if it did not come in time.
@@ -180,13 +199,25 @@ class Entry:
         def attempt() -> Sequence[Claim] | None:
             check()
             with self._ledger.claims() as claims:
-                if has_turn(self.claim, claims):
+                if self._has_turn(claims, beside):
                     self._become("held")
                     return claims
             tell(claims)
             return None
 
         return until(attempt, deadline, every=_EVERY_SECONDS)
+
+    def _has_turn(self, claims: Sequence[Claim], beside: "Beside | None") -> bool:
+        turn = has_turn(self.claim, claims)
+        if beside is None or (not turn and self.claim.state == "waiting"):
+            return turn
+        there = beside.take()
+        if there and not turn:
+            beside.give_back()
+        state: State = "waiting" if there else "blocked"
+        if state != self.claim.state:
+            self._become(state)
+        return turn and there
 
     def take(self) -> Sequence[Claim]:
         """Have it now, whoever waits; gives all claims at this moment."""

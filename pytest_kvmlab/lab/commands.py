@@ -70,6 +70,17 @@ class Commands:
         """The SSH host key that the guest has to show; empty before the first connection if it is learnt."""
         return self._ssh.host_key
 
+    @property
+    def connected(self) -> bool:
+        """Whether a command would go to the guest at once, without logging in first."""
+        match self.spec.login.channel:
+            case "ssh":
+                return self._ssh.connected
+            case "serial":
+                return self.machine.was_on and self.serial.session is not None
+            case "none":
+                return False
+
     def deadline(self, timeout: float) -> Deadline:
         """A deadline so many seconds from now, as long as a guest of this run may need them to be."""
         return Deadline(timeout * self.timeout_scale)

@@ -1,5 +1,6 @@
 """The disks that a guest writes to: files in its own folder, which stand on files that nobody writes to."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -63,3 +64,23 @@ def asked_disk(disk: DiskKeys, path: Path) -> OwnDisk:
     if qemu_img.inspect_untrusted(disk.file) != "qcow2":
         raise ImageError(f"the disk {disk.file} is no qcow2 image", 'if it is a raw one, say format = "raw"')
     return overlay(DiskFile(disk.file, "qcow2"), path)
+
+
+def clean_copy(frozen: DiskFile, blank: Path, path: Path) -> OwnDisk:
+    """A disk that has the content of a frozen guest's disk, and keeps what is written to it to itself.
+
+    To copy an overlay with nothing in it takes a tenth of the time that starting qemu-img takes.
+
+    Args:
+        frozen: the frozen guest's disk.
+        blank: an overlay on it in which nothing is written yet.
+        path: where it shall be.
+    """
+    return OwnDisk(DiskFile(path, "qcow2", frozen), partial(_copy, blank, path))
+
+
+def _copy(blank: Path, path: Path) -> None:
+    try:
+        shutil.copyfile(blank, path)
+    except OSError as error:
+        raise ImageError(f"the disk {path} cannot be made: {error}") from error

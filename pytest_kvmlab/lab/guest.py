@@ -10,6 +10,9 @@ from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.drivers.testinfra import testinfra_host
 from pytest_kvmlab.errors import ConfigError, HostError, TeardownError
 from pytest_kvmlab.lab.commands import COMMAND_SECONDS
+from pytest_kvmlab.lab.dongles import Supply
+from pytest_kvmlab.lab.guest_usb import GuestUsb
+from pytest_kvmlab.lab.kernel_watch import KernelWatch
 from pytest_kvmlab.lab.machine import Machine
 from pytest_kvmlab.lab.nic import Nic
 from pytest_kvmlab.lab.power import Power
@@ -33,6 +36,8 @@ class Guest(Power):
         kernel: the version of its image's kernel, or the path of the file that it boots instead.
         timeout_scale: what timeouts are multiplied by.
         nics: its network cards, in the order of the key `networks`.
+        usb: its USB devices by name.
+        kernel_watch: listens to what its kernel complains about.
     """
 
     def __init__(
@@ -45,12 +50,15 @@ class Guest(Power):
         kernel: str,
         timeout_scale: float,
         save: Callable[..., Image] | None,
+        dongles: Supply,
         nics: Sequence[Nic] = (),
     ) -> None:
         super().__init__(machine, spec, ssh, timeout_scale=timeout_scale)
         self.image_identity = image_identity
         self.kernel = kernel
         self.nics = tuple(nics)
+        self.usb = GuestUsb(self, dongles)
+        self.kernel_watch = KernelWatch(self)
         self._save = save
         self._relays: dict[int, Relay] = {}
 
@@ -148,12 +156,16 @@ class Guest(Power):
         """How long each phase of this guest took, in seconds; of a phase that came twice, the last time."""
         return {event.name: event.seconds for event in self.machine.journal.of(self.name, "phase")}
 
-    def let_go(self) -> None:
-        """Close every connection to the guest, and leave it running."""
+    def hang_up(self) -> None:
+        """Close every connection to the guest over a network."""
         for relay in self._relays.values():
             relay.close()
         self._relays.clear()
         self._ssh.close()
+
+    def let_go(self) -> None:
+        """Close every connection to the guest, and leave it running."""
+        self.hang_up()
         self.machine.let_go()
 
     def close(self) -> None:
@@ -167,3 +179,4 @@ class Guest(Power):
             self.machine.power_off()
         except HostError as error:
             raise TeardownError(f"{self.name} does not end: {error.message}", error.hint) from error
+        self.usb.close()

@@ -13,8 +13,9 @@ from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.drivers.ssh_login import Login
 from pytest_kvmlab.errors import ConfigError, GuestError
-from pytest_kvmlab.keeper.client import Keeper, dial
+from pytest_kvmlab.keeper.client import Keeper, dial, dial_lan, hand_over_locks
 from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder
+from pytest_kvmlab.lab.access import LOGIN_FILES
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.machine import SSH_PORT, connect_serial
 from pytest_kvmlab.lab.waits import until
@@ -29,35 +30,37 @@ _LOOPBACK = "127.0.0.1"
 def leave(guest: Guest, source: str, locks: Sequence[Path] = ()) -> None:
     """Let go of a guest and write down how it is reached; the run's keeper has it from now on.
 
-    The private key of its login lies beside the record already, readable by its owner only; a password is
+    The private key of its login lies in the run's folder already, readable by its owner only; a password is
     never written down.
 
     Args:
         guest: a guest that is switched on.
         source: the test or lab that it is of, for whoever finds it later.
-        locks: those of its image, for the keeper to hold.
+        locks: those of its image and of its share of this machine, for the keeper to hold.
+
+    Raises:
+        HostError: the keeper is gone.
     """
     folder, channel = guest.machine.folder, _proved_channel(guest)
-    if channel == "ssh":
-        guest.machine.forwarded_port(SSH_PORT)
     record = {
         "name": guest.name,
         "source": source,
         "image": guest.spec.image,
         "user": guest.spec.login.user,
-        "key": str(guest.spec.login.key or folder / "id_ed25519"),
+        "key": str(guest.spec.login.key or _folder_of_key(guest) / LOGIN_FILES[0]),
         "password": guest.spec.login.password is not None,
         "channel": channel,
         "host_key": guest.host_key,
-        "ports": guest.machine.forwarded,
+        "ssh": _way_to_ssh(guest) if channel == "ssh" else None,
         "locks": [str(lock) for lock in locks],
     }
     guest.let_go()
     (folder / RECORD).write_text(json.dumps(record, indent=1))
+    hand_over_locks(guest.machine.host.folder)
 
 
 def hand_over(keeper: Keeper, seconds: float) -> None:
-    """Leave a run to its keeper, and wait until it holds the images of the guests that were left.
+    """Leave a run to its keeper, and wait until that knows for how long.
 
     Args:
         keeper: the run's.
@@ -71,10 +74,25 @@ def hand_over(keeper: Keeper, seconds: float) -> None:
 
 
 def _proved_channel(guest: Guest) -> str:
-    """The channel that let us in; `none` of a guest that never did: only its console tells why."""
-    channel = guest.spec.login.channel
-    phases = guest.machine.journal.of(guest.name, "phase")
-    return channel if any(event.name == channel and not event.outcome for event in phases) else "none"
+    """The channel that let us in; `none` of a guest that never did: only its console tells why.
+
+    A clone's channel was proved before its template was frozen.
+    """
+    channel, phases = guest.spec.login.channel, guest.machine.journal.of(guest.name, "phase")
+    proved = any(event.name in (channel, "clone") and not event.outcome for event in phases)
+    return channel if proved else "none"
+
+
+def _folder_of_key(guest: Guest) -> Path:
+    """A clone is let in by the key of its template."""
+    return guest.machine.frozen.folder if guest.machine.frozen else guest.machine.folder
+
+
+def _way_to_ssh(guest: Guest) -> dict[str, Any]:
+    """Where the guest's SSH server is: in networks of a lab, on a real LAN, or behind a forwarded port."""
+    if guest.machine.wired:
+        return {"lan": guest.nics[0].lan, "address": guest.nics[0].address, "port": SSH_PORT}
+    return {"lan": None, "address": _LOOPBACK, "port": guest.machine.forwarded_port(SSH_PORT)}
 
 
 def kept_guests(run: RunFolder) -> dict[str, Path]:
@@ -112,16 +130,14 @@ def ssh_to(run: RunFolder, folder: Path, *, ask_password: Callable[[], str]) -> 
         ConfigError: the guest has no SSH.
     """
     record = record_of(folder)
-    port = record["ports"].get(str(SSH_PORT))
-    if port is None:
+    if record["ssh"] is None:
         raise ConfigError(f"{record['name']} has no SSH login", "use: kvmlab lab console")
     if record["password"]:
         login = Login(record["user"], password=ask_password())
     else:
         login = Login(record["user"], private_key=Path(record["key"]).read_text())
-    return SshChannel(
-        record["name"], partial(_dial, run, port), login, host_key=record["host_key"] or "learn"
-    )
+    way_in = partial(_dial, run, record["ssh"])
+    return SshChannel(record["name"], way_in, login, host_key=record["host_key"] or "learn")
 
 
 def disk_of(folder: Path) -> Path:
@@ -160,7 +176,10 @@ def serial_of(folder: Path) -> socket.socket:
         ) from error
 
 
-def _dial(run: RunFolder, port: int, seconds: float) -> socket.socket:
-    if run.read("run.json").get("host") == "private":
-        return dial(run, _LOOPBACK, port, timeout=seconds)
-    return socket.create_connection((_LOOPBACK, port), timeout=seconds)
+def _dial(run: RunFolder, ssh: dict[str, Any], seconds: float) -> socket.socket:
+    lan, address, port = ssh["lan"], ssh["address"], ssh["port"]
+    if lan:
+        return dial_lan(run, lan, address, port, timeout=seconds)
+    if address == _LOOPBACK and run.read("run.json").get("host") == "private":
+        return dial(run, address, port, timeout=seconds)
+    return socket.create_connection((address, port), timeout=seconds)

@@ -1,23 +1,28 @@
 """A virtual machine that can be switched on and off: its plan, its domain, its serial line."""
 
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from pytest_kvmlab.deadline import Deadline
-from pytest_kvmlab.drivers.console_log import ConsoleReader
+from pytest_kvmlab.drivers.console_log import ConsoleReader, transcript_of
 from pytest_kvmlab.drivers.libvirt import Domain
 from pytest_kvmlab.drivers.serial import SerialConsole
-from pytest_kvmlab.errors import GuestError, HostError
+from pytest_kvmlab.drivers.state_stream import receiving, send
+from pytest_kvmlab.errors import GuestError, HostError, UsbError
 from pytest_kvmlab.journal import Journal
+from pytest_kvmlab.lab.frozen import Frozen, Rest
 from pytest_kvmlab.lab.greeting import first_to_greet
 from pytest_kvmlab.lab.hosts import Host
+from pytest_kvmlab.lab.usb import UsbPorts
+from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.plan.domain_xml import domain_xml
-from pytest_kvmlab.plan.guest import GuestPlan
+from pytest_kvmlab.plan.guest import GuestPlan, MemoryFile
 
 SSH_PORT = 22
 _LOOPBACK = "127.0.0.1"
@@ -25,6 +30,10 @@ _LOOPBACK = "127.0.0.1"
 _REBOOTS_THAT_MAKE_A_LOOP = 3
 _SILENCE_THAT_MEANS_OPEN = 1.0
 _SERIAL_SECONDS = 10.0
+_STATE_SECONDS = 60.0
+_STATE_POLL_SECONDS = 0.002
+# Leaves the memory out, as it is in a file already (qemu-qmp-ref, "MigrationCapability").
+_WITHOUT_MEMORY = {"capability": "x-ignore-shared", "state": True}
 _TAIL_LINES = 20
 _PANIC_LINES = 100
 # Early in the boot there is no driver yet through which a kernel could tell QEMU; the text is all there is.
@@ -57,7 +66,9 @@ class Machine:
         autodestroy: whether it ends with this process's connection.
         wired: opens a connection to one of its ports by way of its lab's networks; None if its first card is
             in user mode.
+        frozen: the moment that `thaw` starts it from; None if it can only be switched on.
         forwarded: the loopback port of the host for each port of the guest that was asked for.
+        usb: its USB ports, and what belongs into them.
     """
 
     name: str
@@ -67,11 +78,17 @@ class Machine:
     journal: Journal
     autodestroy: bool
     wired: Callable[[int, float], socket.socket] | None = None
+    frozen: Frozen | None = None
     forwarded: dict[int, int] = field(default_factory=dict)
+    usb: UsbPorts = field(init=False)
     _domain: Domain | None = None
     _console: ConsoleReader | None = None
     _serial: SerialConsole | None = None
     _reboots_seen: int = 0
+
+    def __post_init__(self) -> None:
+        """Give it USB ports, with nothing in them."""
+        self.usb = UsbPorts(self.name, self.folder, self._note_usb)
 
     @property
     def folder(self) -> Path:
@@ -82,6 +99,11 @@ class Machine:
     def console_log(self) -> Path:
         """What the console showed, each line with the seconds since power-on before it."""
         return self.folder / "console.log"
+
+    @property
+    def transcript(self) -> Path:
+        """All bytes of the console since the machine was made, but no password that was typed there."""
+        return transcript_of(self.console_log)
 
     @property
     def xml_file(self) -> Path:
@@ -135,6 +157,9 @@ class Machine:
         """Write an event of this machine down."""
         self.journal.note(self.name, kind, name, seconds=seconds, outcome=outcome)
 
+    def _note_usb(self, what: str, outcome: str) -> None:
+        self.note("usb", what, outcome=outcome)
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a phase of this machine."""
         return self.journal.phase(self.name, name)
@@ -145,27 +170,95 @@ class Machine:
         Raises:
             GuestError: it is on already, or libvirt or QEMU refuses; the message carries their reason.
         """
+        self._switch_on("create", self.plan, self._let_run, b"")
+
+    def thaw(self) -> Rest:
+        """Start the machine from the moment in which it was frozen; its disks are as they were then.
+
+        Returns:
+            What it waited for at that moment.
+
+        Raises:
+            GuestError: as for `power_on`, or QEMU does not take the state.
+        """
+        assert self.frozen  # noqa: S101  who thaws has seen that there is something to
+        shutil.copyfile(self.frozen.console, self.console_log)
+        shutil.copyfile(transcript_of(self.frozen.console), self.transcript)
+        memory = MemoryFile(self.frozen.memory, writes=False)
+        plan = replace(self.plan, memory_file=memory, incoming=True)
+        self._switch_on("clone", plan, self._go_on, self.transcript.read_bytes())
+        return self.frozen.rest
+
+    def _go_on(self, domain: Domain) -> None:
+        """Give a machine the state that it waits for, and let it run."""
+        assert self.frozen  # noqa: S101
+        deadline = Deadline(_STATE_SECONDS)
+        domain.qmp("migrate-set-capabilities", capabilities=[_WITHOUT_MEMORY])
+        domain.qmp("migrate-incoming", uri=f"unix:{self._state_socket}")
+        send(self._state_socket, self.frozen.state.read_bytes(), deadline)
+        arrived = until(partial(_has_state, domain), deadline, every=_STATE_POLL_SECONDS)
+        if not arrived:
+            raise HostError(f"QEMU still waits for the state of {self.name} after {_STATE_SECONDS:g} s")
+        self._let_run(domain)
+
+    def _let_run(self, domain: Domain) -> None:
+        """Begin a machine's time; what belongs into its USB ports is there from the first moment."""
+        self.usb.power_on(domain)
+        domain.resume()
+
+    def freeze(self, state: Path) -> str:
+        """Stop the machine for ever, and write down the state of its devices; its memory is in its file.
+
+        Args:
+            state: the file to make.
+
+        Returns:
+            The SHA-256 of that file.
+
+        Raises:
+            HostError: QEMU cannot, or takes too long.
+        """
+        deadline = Deadline(_STATE_SECONDS)
+        self.domain.suspend()
+        self.domain.qmp("migrate-set-capabilities", capabilities=[_WITHOUT_MEMORY])
+        with receiving(self._state_socket, deadline) as receive:
+            self.domain.qmp("migrate", uri=f"unix:{self._state_socket}")
+            sha256 = receive(state)
+        # Only then QEMU has written all of its disks down, and lets go of them.
+        ended = until(partial(_migration_ended, self.domain), deadline, every=_STATE_POLL_SECONDS)
+        if ended != "completed":
+            raise HostError(f"the state of {self.name} cannot be written down: migration {ended}")
+        return sha256
+
+    @property
+    def _state_socket(self) -> Path:
+        return self.folder / "state.sock"
+
+    def _switch_on(self, phase: str, plan: GuestPlan, begin: Callable[[Domain], None], shown: bytes) -> None:
         if self.is_on:
             raise GuestError(f"{self.name} is on already", "guest.crash() cuts its power", phase="create")
         self.power_off()  # what is left of a machine that switched itself off
         self.plan.serial_socket.unlink(missing_ok=True)
-        with self.phase("create"):
+        with self.phase(phase):
             try:
-                self._create()
+                self._create(plan, begin, shown)
             except HostError as error:
                 self.power_off()
                 raise self._not_created(error.message, error.hint) from error
+            except UsbError:
+                self.power_off()
+                raise
             except OSError as error:
                 self.power_off()
                 raise self._not_created(f"its serial line: {error.strerror or error}", "") from error
 
-    def _create(self) -> None:
-        with _serial_line(self.plan) as line:
-            self._domain = self.host.connection.create(domain_xml(self.plan), autodestroy=self.autodestroy)
+    def _create(self, plan: GuestPlan, begin: Callable[[Domain], None], shown: bytes) -> None:
+        with _serial_line(plan) as line:
+            self._domain = self.host.connection.create(domain_xml(plan), autodestroy=self.autodestroy)
             self._reboots_seen = self._domain.reboots
-            self._console = ConsoleReader(line(), self.console_log)
+            self._console = ConsoleReader(line(), self.console_log, before=shown)
         self._serial = SerialConsole(self._console)
-        self._domain.resume()
+        begin(self._domain)
 
     def _not_created(self, why: str, hint: str) -> GuestError:
         return GuestError(
@@ -177,6 +270,7 @@ class Machine:
 
         Raises:
             HostError: libvirt cannot end the machine.
+            TeardownError: this host does not have its USB device back.
         """
         domain, self._domain = self._domain, None
         self.forwarded.clear()
@@ -184,6 +278,7 @@ class Machine:
             domain.destroy()
             self.note("power", "off")
         self.let_go()
+        self.usb.power_off()
 
     def let_go(self) -> None:
         """Stop listening to the serial line; its log on disk goes on."""
@@ -280,6 +375,15 @@ class Machine:
         lines = self.console.tail(_PANIC_LINES)
         start = next((number for number, line in enumerate(lines) if _PANIC.match(line)), len(lines))
         return lines[start : start + _TAIL_LINES]
+
+
+def _has_state(domain: Domain) -> bool | None:
+    return True if domain.qmp("query-status")["status"] != "inmigrate" else None
+
+
+def _migration_ended(domain: Domain) -> str | None:
+    status = domain.qmp("query-migrate").get("status", "")
+    return str(status) if status in ("completed", "failed", "cancelled") else None
 
 
 @contextmanager

@@ -30,6 +30,11 @@ class Nic:
         """Its address; None in user mode, and on a real LAN until a server gave it one."""
         return self._line.address if self._line else None
 
+    @property
+    def lan(self) -> str | None:
+        """The networks, by their name in the run, that lead to it; None in user mode and on a real LAN."""
+        return self._line.lan if self._line else None
+
     def unplug(self) -> None:
         """Pull the cable: the guest sees that its link is down.
 

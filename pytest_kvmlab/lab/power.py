@@ -6,8 +6,11 @@ from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import CommandFailed, ConfigError, GuestError, WaitTimeout
 from pytest_kvmlab.lab.commands import told
 from pytest_kvmlab.lab.conditions import Conditions
+from pytest_kvmlab.lab.identity import become_somebody
 from pytest_kvmlab.lab.readiness import open_channel, prove_ready
+from pytest_kvmlab.lab.usb_seen import prove_plugged
 from pytest_kvmlab.lab.waits import until
+from pytest_kvmlab.lab.waking import go_on
 
 _POWER_SECONDS = 60.0
 _ATTEMPT_SECONDS = 10.0
@@ -18,24 +21,30 @@ _SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 class Power(Conditions):
     """A guest as far as its power and its state are concerned."""
 
-    def start(self, *, timeout: float = _POWER_SECONDS) -> None:
+    def start(self, *, timeout: float | None = None) -> None:
         """Switch the guest on after `shutdown` or `crash`, its disks as they were; wait until it is ready.
+
+        Args:
+            timeout: seconds until it must be ready; None: its `boot_timeout`.
 
         Raises:
             GuestError: it is on already, or does not get ready; the message says how far it came.
         """
-        deadline = self.deadline(timeout)
+        deadline = self.deadline(self._boot_seconds(timeout))
         self.machine.power_on()
         prove_ready(self, deadline)
 
-    def reboot(self, *, timeout: float = _POWER_SECONDS) -> None:
+    def reboot(self, *, timeout: float | None = None) -> None:
         """Let the guest reboot, and wait until it is ready; a new boot id (random(4)) proves that it did.
+
+        Args:
+            timeout: seconds until it must be ready again; None: its `boot_timeout`.
 
         Raises:
             WaitTimeout: it did not start over in time.
             GuestError: it did, and then did not get ready.
         """
-        deadline = self.deadline(timeout)
+        deadline = self.deadline(self._boot_seconds(timeout))
         with self.machine.phase("reboot"):
             before = self._boot_id(deadline)
             self._leave("reboot", deadline)
@@ -77,11 +86,32 @@ class Power(Conditions):
         self._ssh.close()
         self.machine.power_off()
 
-    def reset(self, *, timeout: float = _POWER_SECONDS) -> None:
-        """Make the guest as it was at first: fresh disks and firmware variables, booted anew, ready."""
+    def reset(self, *, timeout: float | None = None) -> None:
+        """Make the guest as it was at first: fresh disks and firmware variables, ready.
+
+        A clone starts from its template again; every other guest boots.
+
+        Args:
+            timeout: seconds until a guest that boots must be ready; None: its `boot_timeout`.
+        """
         self.crash()
         self.machine.renew()
-        self.start(timeout=timeout)
+        self.machine.usb.renew()
+        if self.machine.frozen:
+            self.thaw()
+        else:
+            self.start(timeout=timeout)
+
+    def thaw(self) -> None:
+        """Start a clone, its disks new, from the moment in which its template was frozen.
+
+        Raises:
+            GuestError: QEMU does not take it, or the guest does not answer.
+        """
+        deadline = self.deadline(_POWER_SECONDS)
+        go_on(self, self.machine.thaw())
+        become_somebody(self)
+        prove_plugged(self, deadline)
 
     def snapshot(self, name: str, *, timeout: float = _POWER_SECONDS) -> None:
         """Keep memory, devices and disks as they are now, inside the guest's own overlay.
@@ -118,6 +148,9 @@ class Power(Conditions):
                 if domain.state() == "paused":  # QEMU had stopped the guest for this, and left it so
                     domain.resume()
                 raise GuestError(f"{verb} {name} of {self.name}: {refusal}", phase="create")
+
+    def _boot_seconds(self, timeout: float | None) -> float:
+        return self.spec.boot_timeout if timeout is None else timeout
 
     def _leave(self, program: str, deadline: Deadline) -> None:
         """Start a program that ends this boot, without waiting for its end, which is the channel's too."""

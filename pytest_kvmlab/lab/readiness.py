@@ -3,13 +3,14 @@
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import GuestError, WaitTimeout
 from pytest_kvmlab.lab.conditions import Conditions
+from pytest_kvmlab.lab.usb_seen import prove_plugged
 from pytest_kvmlab.spec.readiness import CommandReady, ConsoleReady, PortReady, Readiness, UnitReady
 
 _TAIL_LINES = 12
 
 
 def prove_ready(guest: Conditions, deadline: Deadline) -> None:
-    """Wait until a guest has proved that it is up: its channel answers, then its own condition holds.
+    """Wait until a guest has proved that it is up: its channel answers, it has its USB devices, it says so.
 
     Args:
         guest: a guest that has just been switched on.
@@ -21,6 +22,7 @@ def prove_ready(guest: Conditions, deadline: Deadline) -> None:
     if (channel := guest.spec.login.channel) != "none":
         with guest.machine.phase(channel):
             open_channel(guest, deadline)
+    prove_plugged(guest, deadline)
     if guest.spec.ready is not None:
         with guest.machine.phase("ready"):
             _prove(guest, guest.spec.ready, deadline)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pytest_kvmlab.errors import ConfigError, ImageError
 from pytest_kvmlab.spec.names import nearest
-from pytest_kvmlab.spec.recipe import RECIPE_FILE
+from pytest_kvmlab.spec.recipe import RECIPE_FILE, Recipe, load_recipe
 
 # Part of every image's identity: raise it whenever this package builds other bytes of the same recipe.
 BUILDER = 2
@@ -51,6 +51,28 @@ def find_recipe(wish: str) -> Path:
             f"the name of {folder} is that of a recipe that comes with this package", "give it another name"
         )
     return folder
+
+
+def refuse_circle(recipe: Recipe) -> None:
+    """See that an image does not grow from itself: each of the images would wait for the others.
+
+    Args:
+        recipe: the recipe of the image that is to be built.
+
+    Raises:
+        ConfigError: it does, by way of the images that the message names; or a recipe on the way is wrong.
+    """
+    shipped, way = recipes(), [recipe.name]
+    while origin := recipe.origin:
+        way.append(origin)
+        if origin in way[:-1]:
+            raise ConfigError(
+                f"the image '{origin}' cannot grow from itself: {' from '.join(way)}",
+                "correct 'from' in one of these recipes",
+            )
+        if origin not in shipped:
+            return
+        recipe = load_recipe(shipped[origin])
 
 
 def recipe_digest(folder: Path) -> str:

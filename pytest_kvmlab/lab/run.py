@@ -1,22 +1,27 @@
 """One process's part in a run: its host, what was proved about it, and what starts its guests."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
 from pytest_kvmlab.drivers.libvirt import Versions
+from pytest_kvmlab.errors import TeardownError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.lab.accelerator import Verdict, prove
+from pytest_kvmlab.lab.assembly import Assembly
+from pytest_kvmlab.lab.background import told
 from pytest_kvmlab.lab.capacity import Capacity
 from pytest_kvmlab.lab.hosts import Host, HostChoice, open_host
 from pytest_kvmlab.lab.images import Images
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.store import Store
+from pytest_kvmlab.lab.template_shelf import Shelf
 from pytest_kvmlab.plan.guest import Accel
 from pytest_kvmlab.progress import Progress
-from pytest_kvmlab.spec.options import Options
+from pytest_kvmlab.spec.options import Options, Reset
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,15 @@ class Run:
     images: Images
 
     def close(self) -> None:
-        """Disconnect from the host."""
+        """End what still runs in the background, and disconnect from the host.
+
+        Raises:
+            TeardownError: a guest did not end.
+        """
+        failures = self.launcher.finish()
         self.host.close()
+        if failures:
+            raise TeardownError("\n".join(map(told, failures)), "look with: kvmlab ps")
 
 
 def open_store(folder: Path | None) -> Store:
@@ -90,9 +102,19 @@ def _open_run(
     run = host.folder.run
     capacity = Capacity(run, worker, options.memory, options.wait, journal, progress)
 
-    def launcher(accel: Accel, scale: float = 1.0) -> Launcher:
-        return Launcher(host, images, capacity, accel, scale, journal, worker, keep=options.keep != "never")
+    def launcher(accel: Accel, scale: float = 1.0, reset: Reset = "boot") -> Launcher:
+        keep = options.keep != "never"
+        assembly = Assembly(host, images, accel, scale, journal, worker, keep=keep)
+        pool = _pool_size() if options.pool is None else options.pool
+        shelf = Shelf(store.root / "templates") if options.templates == "keep" else None
+        return Launcher(assembly, images, capacity, reset, pool, shelf)
 
     verdict = prove(options.accel, launcher, store.root / "accelerator")
     scale = options.timeout_scale or verdict.timeout_scale
-    return Run(host, verdict, host.connection.versions(), launcher(verdict.accel, scale), images)
+    starts = launcher(verdict.accel, scale, options.reset)
+    return Run(host, verdict, host.connection.versions(), starts, images)
+
+
+def _pool_size() -> int:
+    """One for every four processors, since each clone that is started keeps one busy; at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // 4)

@@ -28,9 +28,13 @@ from pytest_kvmlab.lab import locks
 from pytest_kvmlab.lab.transfer import Meter, pour
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.guest import DiskFormat
-from pytest_kvmlab.spec.manifest import DISKS, MANIFEST, FileRecord, Manifest, parse_manifest
+from pytest_kvmlab.spec.manifest import DISKS, MANIFEST, FileRecord, Manifest, OtherVersion, parse_manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+class OtherVersionsImage(ImageError):
+    """An image that is whole, but that another version of this package made."""
 
 
 def _unwatched(_step: str, _share: float | None) -> None:
@@ -148,6 +152,7 @@ class Store:
             The image, or None if there is none of that name.
 
         Raises:
+            OtherVersionsImage: it is there, but this version cannot read it.
             ImageError: it is there but incomplete; only sizes are looked at, `verify` looks at content.
         """
         folder = self.folder_of(name)
@@ -416,6 +421,11 @@ def _read_manifest(folder: Path) -> Manifest:
         return parse_manifest(file.read_bytes(), source=str(file))
     except OSError as error:
         raise _damaged(file, error.strerror or "it cannot be read") from error
+    except OtherVersion as error:
+        raise OtherVersionsImage(
+            f"the image was made by another version of pytest-kvmlab: {error.message}",
+            "build it again: kvmlab image build",
+        ) from error
     except ConfigError as error:
         raise _damaged(file, error.message) from error
 

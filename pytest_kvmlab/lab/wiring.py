@@ -111,6 +111,12 @@ class Line:
             return str(self.member.address) if self.member.address else None
         return self.wiring.lan.addresses().get(self.member.mac)
 
+    @property
+    def lan(self) -> str | None:
+        """The name, among those of the run, of the networks that lead to it; None on a real LAN."""
+        lan, address = self.wiring.lan, self.address
+        return lan.request.lan if lan and address and lan.leads_to(address) else None
+
     def impair(self, impairment: Impairment) -> None:
         """Make it a bad line, or, with nothing wrong, a good one.
 

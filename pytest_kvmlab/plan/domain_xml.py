@@ -18,6 +18,7 @@ from pytest_kvmlab.plan.guest import (
     UserWire,
     Wire,
 )
+from pytest_kvmlab.spec.usb import MOST_DONGLES
 
 
 def domain_xml(plan: GuestPlan) -> str:
@@ -36,6 +37,7 @@ def domain_xml(plan: GuestPlan) -> str:
     for part in _PARTS:
         domain.extend(part(plan))
     domain.append(_devices(plan))
+    domain.extend(_command_line(plan))
     domain.append(_qemu_capabilities())
     return document(domain)
 
@@ -210,7 +212,10 @@ def _wired(wire: Wire) -> Element:
 
 def _controllers(plan: GuestPlan) -> Iterator[Element]:
     yield _placed(element("controller", type="virtio-serial", index="0"), plan)
-    yield element("controller", type="usb", model="none" if plan.machine == "microvm" else "qemu-xhci")
+    if plan.machine == "microvm":
+        yield element("controller", type="usb", model="none")
+    else:
+        yield element("controller", type="usb", model="qemu-xhci", ports=str(MOST_DONGLES))
 
 
 def _channels(plan: GuestPlan) -> Iterator[Element]:
@@ -257,6 +262,23 @@ def _small_devices(plan: GuestPlan) -> Iterator[Element]:
     if plan.machine != "microvm":
         # Through this ISA port a guest's kernel tells libvirt that it panicked.
         yield element("panic", model="isa")
+
+
+def _command_line(plan: GuestPlan) -> Iterator[Element]:
+    """What libvirt has no words for: a file of our choice as memory, and a start from another guest's state.
+
+    QEMU takes a doubled comma for one that is part of a value (QEMU's invocation page, "-drive").
+    """
+    if plan.memory_file:
+        path, share = str(plan.memory_file.path).replace(",", ",,"), plan.memory_file.writes
+        memory = f"memory-backend-file,id=frozen,size={plan.memory},mem-path={path}"
+        options = ["-object", f"{memory},share={'on' if share else 'off'}"]
+        options += ["-machine", "memory-backend=frozen"]
+        options += ["-incoming", "defer"] if plan.incoming else []
+        yield nested(
+            Element(f"{{{QEMU_NAMESPACE}}}commandline"),
+            *(Element(f"{{{QEMU_NAMESPACE}}}arg", value=option) for option in options),
+        )
 
 
 def _qemu_capabilities() -> Element:

@@ -9,6 +9,7 @@ from typing import Literal
 from uuid import UUID
 
 from pytest_kvmlab.errors import ConfigError, HostError
+from pytest_kvmlab.kernel_log.console_level import with_warnings
 from pytest_kvmlab.plan.names import derived_mac, domain_name, domain_uuid
 from pytest_kvmlab.spec.guest import BootDevice, Clock, DiskBus, DiskFormat, Machine, NicModel, Sound, Video
 from pytest_kvmlab.spec.resolved import GuestSpec
@@ -172,6 +173,19 @@ class UefiPlan:
 
 
 @dataclass(frozen=True)
+class MemoryFile:
+    """A file that is a guest's memory (QEMU docs/system/vm-templating.rst).
+
+    Args:
+        path: the file, as large as the memory.
+        writes: what the guest writes is in the file; else it stays the guest's own, page by page.
+    """
+
+    path: Path
+    writes: bool
+
+
+@dataclass(frozen=True)
 class CpuPlan:
     """A libvirt CPU mode; `model` only with `custom`."""
 
@@ -184,6 +198,7 @@ class GuestPlan:
     """Everything that the XML of a guest says.
 
     `name`, `uuid` and MAC addresses follow from run and guest; QEMU makes the sockets; `memory` is in bytes.
+    A guest that is `incoming` does not boot: it waits for the state of another one.
     """
 
     name: str
@@ -214,6 +229,8 @@ class GuestPlan:
     tpm: bool
     keeps_tpm: bool
     qemu_user: str | None
+    memory_file: MemoryFile | None = None
+    incoming: bool = False
 
 
 def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
@@ -297,7 +314,7 @@ def _kernel(spec: GuestSpec, source: BootSource) -> KernelPlan | None:
     kernel = spec.kernel or (None if spec.boot else source.kernel)
     if kernel:
         initrd = spec.initrd or (None if spec.kernel else source.initrd)
-        return KernelPlan(kernel, initrd, spec.cmdline or source.cmdline)
+        return KernelPlan(kernel, initrd, spec.cmdline or with_warnings(source.cmdline))
     if spec.machine == "microvm":
         raise ConfigError(
             f"machine 'microvm' boots a kernel only, and image '{spec.image}' has none",

@@ -133,7 +133,7 @@ def _plan(
         uplink=network.uplink,
         subnet=subnet,
         domain=network.domain,
-        members=tuple(_members(_cards_in(name, cards), subnet, instance)),
+        members=tuple(_members(_cards_in(name, cards), subnet, instance, shared=not network.is_ours)),
     )
 
 
@@ -147,8 +147,18 @@ def _cards_in(network: str, cards: Mapping[str, Sequence[NetworkKeys]]) -> list[
 
 
 def _members(
-    cards: Sequence[tuple[str, int, NetworkKeys]], subnet: IPv4Network | None, instance: LabInstance
+    cards: Sequence[tuple[str, int, NetworkKeys]],
+    subnet: IPv4Network | None,
+    instance: LabInstance,
+    *,
+    shared: bool,
 ) -> Iterator[Member]:
+    """The cards in a network. Where it is ours alone, MAC addresses are the same in every use of the lab.
+
+    So a guest that was frozen in one use of it finds itself in its place in another one; the two networks
+    never meet. On a real LAN, which others share, every use has addresses of its own.
+    """
+    owner = f"{instance.run_id}/{instance.name}" if shared else "lab"
     fixed = {card.address for _, _, card in cards if card.address}
     free = free_addresses(subnet, fixed) if subnet else None
     named: set[str] = set()
@@ -156,7 +166,7 @@ def _members(
         yield Member(
             guest=guest,
             index=index,
-            mac=card.mac or derived_mac(instance.run_id, f"{instance.name}/{guest}", index),
+            mac=card.mac or derived_mac(owner, guest, index),
             address=card.address or (next(free) if free else None),
             hostname=None if guest in named else guest,
             tap=tap_name(instance.run_id, instance.name, guest, index),

@@ -74,12 +74,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _switch_on(config: pytest.Config, options: Options) -> None:
     # Only now: these import libvirt and more, which a plain pytest should not pay for.
+    from pytest_kvmlab.plugin.comparing import Comparing  # noqa: PLC0415
+    from pytest_kvmlab.plugin.kernel_checks import KernelChecks  # noqa: PLC0415
+    from pytest_kvmlab.plugin.recording import Recording  # noqa: PLC0415
     from pytest_kvmlab.plugin.reporting import LabReporting  # noqa: PLC0415
+    from pytest_kvmlab.plugin.resets import Resets  # noqa: PLC0415
     from pytest_kvmlab.plugin.session import LabSession  # noqa: PLC0415
 
     session = LabSession(config, options)
     config.pluginmanager.register(session, _SESSION)
     config.pluginmanager.register(LabReporting(session), "kvmlab-reporting")
+    config.pluginmanager.register(Resets(session), "kvmlab-resets")
+    config.pluginmanager.register(KernelChecks(session), "kvmlab-kernel-checks")
+    recording = Recording(session)
+    config.pluginmanager.register(Comparing(session, recording), "kvmlab-comparing")
+    config.pluginmanager.register(recording, "kvmlab-recording")
 
 
 def _options(config: pytest.Config) -> Options:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
+from pytest_kvmlab.plugin import kernel_checks
 from pytest_kvmlab.plugin.session import EVIDENCE, FAILED, LabSession, told_without_traceback
 from pytest_kvmlab.report.evidence import Evidence, describe
 from pytest_kvmlab.report.kept import kept_lines
@@ -98,6 +99,10 @@ def _end_at_the_test(error: BaseException) -> None:
 
 
 def _is_inside(frame: TracebackType) -> bool:
-    """Whether a frame is of this package's own code; the shipped labs are tests like any other."""
+    """Whether a frame is of this package's own code; the shipped labs are tests like any other.
+
+    A hook of ours is around the test, not inside it.
+    """
     path = Path(frame.tb_frame.f_code.co_filename)
-    return path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "fixtures")
+    outside = path.is_relative_to(_PACKAGE / "fixtures") or path == Path(kernel_checks.__file__)
+    return path.is_relative_to(_PACKAGE) and not outside

@@ -16,7 +16,9 @@ from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.kept import KEPT_SECONDS, hand_over, kept_guests
 from pytest_kvmlab.lab.lab import Lab
+from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.run import Run, open_run
+from pytest_kvmlab.plugin.accounts import note
 from pytest_kvmlab.plugin.asked import asked_guest, asked_lab, named_lab
 from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 from pytest_kvmlab.plugin.live import LiveGuest, Node
@@ -24,7 +26,9 @@ from pytest_kvmlab.plugin.place import find_place, tell_worker
 from pytest_kvmlab.plugin.progress import ProgressLine
 from pytest_kvmlab.report.evidence import Evidence, forget_files, gather, keep_files
 from pytest_kvmlab.report.properties import guest_properties
+from pytest_kvmlab.spec.known_issues import KnownIssues, load_known_issues
 from pytest_kvmlab.spec.options import Options
+from pytest_kvmlab.spec.resolved import GuestSpec
 
 EVIDENCE = pytest.StashKey[list[Evidence]]()
 FAILED = pytest.StashKey[bool]()
@@ -32,7 +36,7 @@ Found = TypeVar("Found")
 _NAMES = pytest.StashKey[Counter[str]]()
 
 # What ends a test that nobody wants to know more about: whoever pressed Ctrl-C waits for the end.
-_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit, pytest.exit.Exception)
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit, pytest.exit.Exception)
 
 
 class LabSession:
@@ -44,9 +48,12 @@ class LabSession:
 
     Attributes:
         place: where guests run, or why nowhere.
+        known: what is known to be wrong, and is no failure for a time.
+        running: the test whose turn it is.
+        to_come: how many tests want a clean guest, from the one that runs on.
 
     Raises:
-        ConfigError: the options name a lab that cannot be read, or do not go together.
+        ConfigError: the options name a file that cannot be read, or do not go together.
     """
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
@@ -57,6 +64,11 @@ class LabSession:
         self.journal = Journal()
         self.progress = ProgressLine(config, self.journal)
         self.live: list[LiveGuest] = []
+        self.running: pytest.Item | None = None
+        self._asked_of: set[tuple[str, GuestSpec]] = set()
+        self.to_come = 0
+        folder, known = config.invocation_params.dir, options.known_issues
+        self.known = load_known_issues(folder / known) if known else KnownIssues()
         if options.lab_file is not None:
             named_lab(options.lab_file, config)
         self.place = find_place(config, options)
@@ -110,7 +122,7 @@ class LabSession:
         node = request.node
         with told_without_traceback(), ExitStack() as live:
             spec = asked_lab(node, self.options)
-            starting = self.run.launcher.lab(spec, source=node.nodeid, witness=partial(self._witness, node))
+            starting = self._launcher.lab(spec, source=node.nodeid, witness=partial(self._witness, node))
             lab = live.enter_context(starting)
             for guest in lab.values():
                 live.enter_context(self._live(guest, node))
@@ -135,7 +147,7 @@ class LabSession:
                 kind=run.host.choice.kind,
                 accelerator=run.verdict.accel,
                 accelerator_why=run.verdict.why,
-                timeout_scale=run.launcher.timeout_scale,
+                timeout_scale=run.launcher.assembly.timeout_scale,
                 libvirt=run.versions.libvirt,
                 qemu=run.versions.qemu,
             )
@@ -143,7 +155,7 @@ class LabSession:
     @contextmanager
     def _asked(self, node: Node, extra: dict[str, object]) -> Iterator[Guest]:
         asked = asked_guest(node, self.options, extra)
-        starting = self.run.launcher.guest(
+        starting = self._launcher.guest(
             asked.name if asked.lab else _name_within(node, asked.name),
             asked.keys,
             lab=asked.lab,
@@ -152,6 +164,13 @@ class LabSession:
         )
         with starting as guest, self._live(guest, node):
             yield guest
+
+    @property
+    def _launcher(self) -> Launcher:
+        """What starts guests, knowing whether more will be wanted."""
+        launcher = self.run.launcher
+        launcher.to_come = self.to_come
+        return launcher
 
     @contextmanager
     def _live(self, guest: Guest, node: Node) -> Iterator[None]:
@@ -166,8 +185,9 @@ class LabSession:
 
     def _witness(self, node: Node, guest: Guest, error: BaseException | None) -> bool:
         """See a guest for the last time; whether it is to be kept after the run."""
-        if isinstance(error, _INTERRUPTIONS):
+        if isinstance(error, INTERRUPTIONS):
             return False
+        self.inspect(guest, node, ask=False)
         if isinstance(node, pytest.Item):
             self.tell_junit(node, guest)
         if error is None:
@@ -177,6 +197,29 @@ class LabSession:
         failed = error is not None or node.stash.get(FAILED, False)
         wanted = self.options.keep == "always" or (self.options.keep == "failed" and failed)
         return wanted and _is_on(guest)
+
+    def inspect(self, guest: Guest, node: Node, *, ask: bool) -> None:
+        """Look at the kernel of a guest, and write down for the test that runs what is new.
+
+        Args:
+            guest: a guest that was switched on.
+            node: the test or module that it lasts for.
+            ask: also ask its shell, where that tells something new: what its console does not show, or, of
+                the first guest of its kind, which modules and devices there are.
+
+        Raises:
+            ConfigError: the test's mark is wrong.
+        """
+        kind = (guest.image_identity, guest.spec)
+        inspection = guest.kernel_watch.look(
+            ask=ask and (kind not in self._asked_of or not guest.kernel_watch.hears_all)
+        )
+        if inspection.answer:
+            self._asked_of.add(kind)
+        # A shared guest ends in whichever test is the last of its module.
+        if self.running and (inspection.findings or LiveGuest(guest, node).serves(self.running)):
+            folder = self._artifacts_of(guest, node).relative_to(self.artifacts)
+            note(self.running, guest, inspection, self.known.kernel, str(folder))
 
     def look_at(self, guest: Guest, node: Node) -> Evidence:
         """Gather what a guest shows now."""
@@ -209,7 +252,7 @@ class LabSession:
             f"kvmlab: host {choice.kind}: {choice.why}",
             f"kvmlab: libvirt {versions.libvirt}, QEMU {versions.qemu}",
             f"kvmlab: accelerator {verdict.accel}: {verdict.why}",
-            f"kvmlab: timeouts x {self._opened.launcher.timeout_scale:g}",
+            f"kvmlab: timeouts x {self._opened.launcher.assembly.timeout_scale:g}",
         ]
 
     @pytest.hookimpl(optionalhook=True)

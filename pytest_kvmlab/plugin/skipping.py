@@ -16,8 +16,17 @@ def skip_without_lab(items: list[pytest.Item]) -> None:
         items: the collected tests.
     """
     for item in items:
-        if any(function.__module__ == fixtures.__name__ for function in _fixture_functions(item)):
+        if our_fixtures(item):
             item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+def our_fixtures(item: pytest.Item) -> set[str]:
+    """The names of the fixtures of this plugin that a test uses, by itself or through others."""
+    return {
+        getattr(function, "__name__", "")
+        for function in _fixture_functions(item)
+        if function.__module__ == fixtures.__name__
+    }
 
 
 def _fixture_functions(item: pytest.Item) -> Iterator[object]:

@@ -122,19 +122,24 @@ def _special(address: IPv4Address) -> bool:
     )
 
 
+def _as_text(address: IPv4Address | IPv4Network) -> str:
+    """What `str` does; the oldest pydantic wants a function with a signature."""
+    return str(address)
+
+
 MacAddress = Annotated[
     str, AfterValidator(parse_mac), WithJsonSchema({"type": "string", "pattern": f"^{_MAC}$"})
 ]
 Address = Annotated[
     IPv4Address,
     PlainValidator(parse_address),
-    PlainSerializer(str),
+    PlainSerializer(_as_text),
     WithJsonSchema({"type": "string", "pattern": f"^{_ADDRESS}$", "examples": ["10.77.0.10"]}),
 ]
 Subnet = Annotated[
     IPv4Network,
     PlainValidator(parse_subnet),
-    PlainSerializer(str),
+    PlainSerializer(_as_text),
     WithJsonSchema({"type": "string", "pattern": f"^{_SUBNET}$", "examples": ["10.77.0.0/24"]}),
 ]
 Interface = Annotated[

@@ -52,9 +52,9 @@ def find_conflicts(
         apps: its applications.
 
     Returns:
-        Every conflict: names that nothing has; a MAC address, an address, a port of a guest or a bridge that
-        is claimed twice; addresses that their network does not have or gives to others; subnets that overlap
-        or are too small.
+        Every conflict: names that nothing has; a MAC address, an address, a port of a guest, a bridge or a
+        dongle that is claimed twice; addresses that their network does not have or gives to others; subnets
+        that overlap or are too small.
     """
     cards = _cards(guests, networks)
     return [
@@ -64,6 +64,7 @@ def find_conflicts(
         *_claimed_twice("address", ((card.place, card.keys.address) for card in cards)),
         *_claimed_twice("guest and port", _ports(apps)),
         *_claimed_twice("bridge, which is made for one of them", _bridges(networks)),
+        *_claimed_twice("dongle", _dongles(guests), _SAY_WHICH_DONGLE),
         *_overlapping_subnets(networks),
         *_misplaced_addresses(cards),
         *_full_subnets(cards, networks),
@@ -134,14 +135,16 @@ def _unknown_guests(apps: Mapping[str, LabApp], guests: Mapping[str, GuestKeys])
             )
 
 
-def _claimed_twice(what: str, claims: Iterable[tuple[str, Hashable | None]]) -> Iterator[Conflict]:
+def _claimed_twice(
+    what: str, claims: Iterable[tuple[str, Hashable | None]], hint: str = ""
+) -> Iterator[Conflict]:
     places: dict[Hashable, list[str]] = {}
     for place, value in claims:
         if value is not None:
             places.setdefault(value, []).append(place)
     for value, claimants in places.items():
         if len(claimants) > 1:
-            yield Conflict(f"{' and '.join(claimants)} have one {what}, {value}")
+            yield Conflict(f"{' and '.join(claimants)} have one {what}, {value}", hint)
 
 
 def _ports(apps: Mapping[str, LabApp]) -> Iterator[tuple[str, str]]:
@@ -154,6 +157,18 @@ def _bridges(networks: Mapping[str, LabNetwork]) -> Iterator[tuple[str, str | No
     made = {network.bridge for network in networks.values() if network.simulated}
     for name, network in networks.items():
         yield f"network.{name}", network.bridge if network.bridge in made else None
+
+
+_SAY_WHICH_DONGLE = (
+    "if several are plugged in, say which is whose, by port or serial number: `kvmlab usb list` shows them"
+)
+
+
+def _dongles(guests: Mapping[str, GuestKeys]) -> Iterator[tuple[str, str | None]]:
+    """A virtual dongle is its guest's alone, whatever it looks like."""
+    for name, keys in guests.items():
+        for index, dongle in enumerate(keys.usb or ()):
+            yield f"guest.{name}.usb[{index}]", None if dongle.virtual else dongle.place
 
 
 def _overlapping_subnets(networks: Mapping[str, LabNetwork]) -> Iterator[Conflict]:

@@ -20,10 +20,12 @@ from pydantic.config import JsonDict
 
 from pytest_kvmlab.spec.access import HostKeyKey, LoginKeys
 from pytest_kvmlab.spec.addresses import Address, MacAddress
+from pytest_kvmlab.spec.expectation import ExpectationKey
 from pytest_kvmlab.spec.names import SHORT_NAME, check_image_name, check_short_name
 from pytest_kvmlab.spec.quantity import Memory, Size
 from pytest_kvmlab.spec.readiness import ReadyKey
 from pytest_kvmlab.spec.text import FilePath, Line
+from pytest_kvmlab.spec.usb import MOST_DONGLES, UsbList
 
 Machine = Literal["q35", "pc", "microvm"]
 Firmware = Literal["bios", "uefi"]
@@ -55,6 +57,7 @@ NetworkName = Annotated[
     AfterValidator(partial(check_short_name, kind="a network")),
     WithJsonSchema({"type": "string", "pattern": f"^{SHORT_NAME}$"}),
 ]
+Identity = Literal["machine-id", "hostname", "host-key"]
 BootOrder = Annotated[tuple[BootDevice, ...], AfterValidator(_without_repeats)]
 
 
@@ -117,7 +120,10 @@ class DiskKeys(Keys):
 
 
 class GuestKeys(Keys):
-    """Everything that may be said about a guest; each key is optional, `None` takes its default."""
+    """Everything that may be said about a guest; each key is optional, `None` takes its default.
+
+    `boot_timeout` in seconds.
+    """
 
     image: ImageName | None = None
     vcpus: Annotated[StrictInt, Field(ge=1, le=255)] | None = None
@@ -130,6 +136,7 @@ class GuestKeys(Keys):
     cdrom: FilePath | None = None
     boot: BootOrder | None = None
     networks: Annotated[tuple[NetworkKeys, ...], Field(max_length=8)] | None = None
+    usb: Annotated[UsbList, Field(max_length=MOST_DONGLES)] | None = None
     sound: Sound | None = None
     clock: Clock | None = None
     rng: StrictBool | None = None
@@ -142,6 +149,9 @@ class GuestKeys(Keys):
     host_key: HostKeyKey | None = None
     seed: StrictBool | None = None
     ready: ReadyKey | None = None
+    boot_timeout: Annotated[StrictInt, Field(ge=1, le=86400)] | None = None
+    fresh: Annotated[tuple[Identity, ...], AfterValidator(_without_repeats)] | None = None
+    expect_kernel: Annotated[tuple[ExpectationKey, ...], Field(max_length=100)] | None = None
 
 
 SomeKeys = TypeVar("SomeKeys", bound=GuestKeys)

@@ -21,6 +21,10 @@ Kind = Literal["initramfs", "debian", "layer", "installer", "import"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+class OtherVersion(ConfigError):
+    """A manifest as another version of this package writes it."""
+
+
 class FileRecord(Keys):
     """One file of an image, as it was when it was built; its size in bytes."""
 
@@ -81,10 +85,19 @@ def parse_manifest(text: bytes, *, source: str) -> Manifest:
         The manifest, complete.
 
     Raises:
-        ConfigError: it is no JSON, or not what `Manifest.to_json` writes.
+        OtherVersion: it has other keys than `Manifest.to_json` writes.
+        ConfigError: it is no JSON, or says something that cannot be.
     """
     try:
         written = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not JSON: {error}") from error
-    return validate(Manifest, written, source=source)
+    try:
+        return validate(Manifest, written, source=source)
+    except ConfigError as error:
+        if (
+            isinstance(written, dict)
+            and {"name", "identity"} <= written.keys() != Manifest.model_fields.keys()
+        ):
+            raise OtherVersion(error.message, error.hint) from error
+        raise

@@ -13,6 +13,9 @@ from pytest_kvmlab.spec.names import check_image_name, nearest
 
 Accel = Literal["auto", "kvm", "tcg"]
 Keep = Literal["never", "failed", "always"]
+FailOn = Literal["failure", "regression", "slowdown"]
+KeepTemplates = Literal["run", "keep"]
+Reset = Literal["auto", "clone", "rewind", "boot"]
 
 _SWITCH = "KVMLAB"
 _ENV_PREFIX = "KVMLAB_"
@@ -20,6 +23,7 @@ _ENV_PREFIX = "KVMLAB_"
 _NOT_AN_OPTION = "KVMLAB_RUNS"
 _ON = ("1", "true", "yes", "on")
 _OFF = ("", "0", "false", "no", "off")
+_MOST_WAITING = 100
 _HOSTS = ("auto", "private", "embed")
 
 
@@ -33,12 +37,18 @@ class Options:
         host: `auto`, `private`, `embed` or a local libvirt URI.
         accel: the accelerator, or `auto`.
         image: files to use in place of named images.
+        reset: how a test gets a clean guest, or `auto`.
+        templates: whether frozen guests are kept for later runs.
+        pool: how many clones wait for the next tests, in each process; `None` follows from the processors.
         keep: which guests stay after the run.
         store: where images and caches live; `None` is the user's cache folder.
         artifacts: where logs and screenshots go.
         wait: seconds to wait for memory or for a turn to boot.
         memory: bytes of memory that guests may have altogether; `None` is nine tenths of the machine's.
         timeout_scale: what every timeout is multiplied by; `None` is measured.
+        known_issues: the file of issues that are known, and no failure for a time.
+        baseline: what the run is compared with at its end: a name, or a path.
+        fail_on: what gives the run a status of failure.
     """
 
     lab: bool
@@ -46,12 +56,18 @@ class Options:
     host: str
     accel: Accel
     image: Mapping[str, Path]
+    reset: Reset
+    pool: int | None
+    templates: KeepTemplates
     keep: Keep
     store: Path | None
     artifacts: Path
     wait: float
     memory: int | None
     timeout_scale: float | None
+    known_issues: Path | None
+    baseline: str | None
+    fail_on: FailOn
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,7 @@ def _optional(text: str) -> str | None:
     return one_line(text) if text else None
 
 
-def _optional_folder(text: str) -> Path | None:
+def _optional_path(text: str) -> Path | None:
     return Path(one_line(text)).expanduser() if text else None
 
 
@@ -127,6 +143,14 @@ def _scale(text: str) -> float | None:
     if text == "auto":
         return None
     return _number(text, "'auto' or a number above zero", lambda number: number > 0)
+
+
+def _count(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) > _MOST_WAITING:
+        raise ValueError(f"should be 'auto' or a number from 0 to {_MOST_WAITING}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -212,6 +236,21 @@ OPTIONS = (
         "image", "", _images, "use this file wherever image NAME is asked for (repeatable)", "NAME=PATH", True
     ),
     Option(
+        "reset",
+        "auto",
+        _one_of("auto", "clone", "rewind", "boot"),
+        "how a test gets a clean guest: auto, clone, rewind or boot",
+        "HOW",
+    ),
+    Option(
+        "templates",
+        "run",
+        _one_of("run", "keep"),
+        "how long frozen guests, from which others start, are kept: run, or keep for later runs",
+        "HOW",
+    ),
+    Option("pool", "auto", _count, "how many clones wait for the next tests: a number, or auto", "N"),
+    Option(
         "keep",
         "never",
         _one_of("never", "failed", "always"),
@@ -221,7 +260,7 @@ OPTIONS = (
     Option(
         "store",
         "",
-        _optional_folder,
+        _optional_path,
         "where images and caches live (default: the user's cache folder)",
         "DIR",
     ),
@@ -229,6 +268,27 @@ OPTIONS = (
     Option("wait", "600", _seconds, "how long to wait for memory that other guests have", "SECONDS"),
     Option("memory", "auto", _memory, "how much memory the guests of all runs may have together", "SIZE"),
     Option("timeout_scale", "auto", _scale, "what every timeout is multiplied by, or auto", "X"),
+    Option(
+        "known_issues",
+        "",
+        _optional_path,
+        "a TOML file of known issues, each with a reason, a link and a last day",
+        "FILE",
+    ),
+    Option(
+        "baseline",
+        "",
+        _optional,
+        "what the run is compared with at its end: a name as in `kvmlab baseline list`, or a file",
+        "NAME",
+    ),
+    Option(
+        "fail_on",
+        "failure",
+        _one_of("failure", "regression", "slowdown"),
+        "what fails the run: failure, or, compared with the baseline, regression or slowdown",
+        "WHAT",
+    ),
 )
 """The options that take a value; the switch `--kvm-lab` stands apart because no ini file may turn it on."""
 

@@ -196,6 +196,14 @@ class Recipe:
     keys: RecipeKeys
     guest: Mapping[str, object]
 
+    @property
+    def origin(self) -> str | None:
+        """The name of the image that this one grows from, if it does."""
+        match self.keys:
+            case LayerKeys(origin=str(name)) | DebianKeys(origin=str(name)):
+                return name
+        return None
+
 
 def load_recipe(folder: Path) -> Recipe:
     """Read the recipe in a folder.

@@ -9,12 +9,14 @@ from pydantic import SecretStr
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.spec.access import Channel, GeneratedHostKey, HostKey, LoginKeys
+from pytest_kvmlab.spec.expectation import Expectation
 from pytest_kvmlab.spec.guest import (
     BootDevice,
     Clock,
     DiskKeys,
     Firmware,
     GuestKeys,
+    Identity,
     Machine,
     NetworkKeys,
     Sound,
@@ -23,6 +25,7 @@ from pytest_kvmlab.spec.guest import (
 from pytest_kvmlab.spec.names import nearest
 from pytest_kvmlab.spec.quantity import MIB
 from pytest_kvmlab.spec.readiness import CommandReady, Readiness, UnitReady
+from pytest_kvmlab.spec.usb import UsbKeys
 
 # docs/system/i386/microvm.rst of QEMU: "Up to eight virtio-mmio devices".
 _MICROVM_SLOTS = 8
@@ -44,7 +47,7 @@ class Login:
 
 @dataclass(frozen=True)
 class GuestSpec:
-    """What one guest is, all defaults filled in; memory in bytes.
+    """What one guest is, all defaults filled in; memory in bytes, `boot_timeout` in seconds.
 
     `kernel`, `initrd` and `cmdline` of `None` leave it to the image, `cpu` of `None` to the accelerator; an
     empty `boot` leaves it to the image's kernel, if it has one.
@@ -61,6 +64,7 @@ class GuestSpec:
     cdrom: Path | None
     boot: tuple[BootDevice, ...]
     networks: tuple[NetworkKeys, ...]
+    usb: tuple[UsbKeys, ...]
     sound: Sound | None
     clock: Clock
     rng: bool
@@ -73,6 +77,9 @@ class GuestSpec:
     host_key: HostKey
     seed: bool
     ready: Readiness | None
+    boot_timeout: int
+    fresh: tuple[Identity, ...]
+    expect_kernel: tuple[Expectation, ...]
 
 
 def resolve_guest(keys: GuestKeys, *, source: str, networks: Collection[str] = ()) -> GuestSpec:
@@ -125,6 +132,7 @@ def _with_defaults(keys: GuestKeys, image: str) -> GuestSpec:
         cdrom=keys.cdrom,
         boot=keys.boot or (),
         networks=networks,
+        usb=keys.usb or (),
         sound=keys.sound,
         clock=keys.clock or "utc",
         rng=keys.rng is not False,
@@ -137,6 +145,9 @@ def _with_defaults(keys: GuestKeys, image: str) -> GuestSpec:
         host_key=keys.host_key or GeneratedHostKey(),
         seed=bool(keys.seed),
         ready=keys.ready,
+        boot_timeout=keys.boot_timeout or 60,
+        fresh=keys.fresh or (),
+        expect_kernel=keys.expect_kernel or (),
     )
 
 
@@ -189,6 +200,7 @@ _RULES = (
         lambda spec: any(nic.model != "virtio" for nic in spec.networks), "only virtio network cards"
     ),
     _not_on_microvm(lambda spec: any(disk.bus != "virtio" for disk in spec.disks), "only virtio disks"),
+    _not_on_microvm(lambda spec: bool(spec.usb), "no USB controller"),
     _not_on_microvm(lambda spec: spec.sound is not None, "no sound card"),
     _not_on_microvm(lambda spec: spec.tpm, "no TPM"),
     _not_on_microvm(lambda spec: spec.video != "none", "no display"),

@@ -60,6 +60,8 @@ def needs_lab(mark: KvmMark) -> bool:
 def refuse_guest_keys(mark: KvmMark, *, where: str) -> None:
     """See that the mark of a test that asks for a whole lab says nothing about one guest of it.
 
+    What the test expects of kernels is about every guest.
+
     Args:
         mark: what the test says.
         where: the test, for messages.
@@ -67,7 +69,8 @@ def refuse_guest_keys(mark: KvmMark, *, where: str) -> None:
     Raises:
         ConfigError: it does, so that it is open which guest is meant.
     """
-    if keys := [*given(mark), *(["guest"] if mark.guest else [])]:
+    about_one = [key for key in given(mark) if key != "expect_kernel"]
+    if keys := [*about_one, *(["guest"] if mark.guest else [])]:
         raise ConfigError(
             f"{where}: the mark says {', '.join(keys)} about one guest, but the test asks for the whole lab",
             "write it into the lab file, or ask for one guest: the fixture guest",

@@ -1,6 +1,5 @@
 """What runs leave on this machine, found by what everything of theirs names: their folder, their guests."""
 
-import math
 import os
 import re
 import socket
@@ -41,7 +40,6 @@ class Traces:
         runs: the folder for runs.
         names: that processes of the runs have in their command line or environment.
         interfaces: the host's network interfaces before.
-        locks: of the run's folders, as `/proc/locks` names files.
         namespaces: that processes of the runs are in and this process is not, and when one of them was last
             seen there, in seconds since this machine was started.
     """
@@ -49,7 +47,6 @@ class Traces:
     runs: Path
     names: frozenset[str]
     interfaces: frozenset[str]
-    locks: frozenset[str]
     namespaces: dict[str, float]
 
     @classmethod
@@ -60,7 +57,6 @@ class Traces:
             runs,
             names,
             frozenset(name for _, name in socket.if_nameindex()),
-            frozenset(_lock_name(path) for path in runs.glob("*/owner.lock")),
             {
                 name: time.clock_gettime(time.CLOCK_BOOTTIME)
                 for process in processes_of(names)
@@ -74,7 +70,6 @@ class Traces:
             self.runs,
             self.names | later.names,
             self.interfaces,
-            self.locks | later.locks,
             self.namespaces | later.namespaces,
         )
 
@@ -91,10 +86,7 @@ class Traces:
             "mount": list(_lines(PROC / "self" / "mountinfo", str(self.runs))),
             "interface": [name for _, name in socket.if_nameindex() if name not in self.interfaces],
             "lock": [
-                line
-                for lock in self.locks
-                for line in _lines(PROC / "locks", f"{lock} ")
-                if self._was_there(line.split()[4])
+                f"{process.name} holds {lock}" for process in _processes() for lock in self._locks(process)
             ],
             "namespace": [
                 f"{process.name} in {name}" for process in _processes() for name in self._shared(process)
@@ -102,11 +94,13 @@ class Traces:
         }
         return {kind: things for kind, things in found.items() if things}
 
-    def _was_there(self, process: str) -> bool:
-        """Whether a lock may be ours: the number of a file that is gone is given to a new one, too."""
-        with suppress(OSError, IndexError):
-            return _started(PROC / process) <= max(self.namespaces.values(), default=math.inf)
-        return True
+    def _locks(self, process: Path) -> list[str]:
+        """Locks of the runs that a process has open, be their folders gone: without that, none is held.
+
+        `/proc/locks` names files by inode, and that of a file that is gone is soon another's.
+        """
+        opened = map(_target, _descriptors(process))
+        return [name for name in opened if name.startswith(f"{self.runs}/") and "/owner.lock" in name]
 
     def _shared(self, process: Path) -> set[str]:
         """Namespaces of the runs that a process is in, or holds open.
@@ -126,10 +120,12 @@ def _lines(file: Path, containing: str) -> Iterator[str]:
     return (line for line in file.read_text().splitlines() if containing in line)
 
 
-def _lock_name(path: Path) -> str:
-    """A file as `/proc/locks` writes it: the device's numbers in hexadecimal, the inode (proc(5))."""
-    file = path.stat()
-    return f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+def _descriptors(process: Path) -> list[Path]:
+    """What a process has open; nothing if it has ended, or is another user's."""
+    try:
+        return list((process / "fd").iterdir())
+    except OSError:
+        return []
 
 
 def _started(process: Path) -> float:
@@ -144,7 +140,7 @@ def _namespaces(process: int) -> set[str]:
     links: list[Path] = []
     with suppress(OSError):
         if (folder / "cmdline").read_bytes():
-            links = [*(folder / "fd").iterdir(), *(folder / "ns" / kind for kind in ("mnt", "net", "pid"))]
+            links = [*_descriptors(folder), *(folder / "ns" / kind for kind in ("mnt", "net", "pid"))]
     return {name for name in map(_target, links) if re.match(r"(mnt|net|pid):", name)}
 
 

@@ -43,6 +43,14 @@ class StartedRun:
         (process,) = self.processes(role)
         os.kill(process, how)
 
+    def kill_keeper_and_owner(self) -> None:
+        """Kill whoever could sweep up, and wait until they are gone: who dies still has the run's lock."""
+        (keeper,) = self.processes("keeper")
+        os.kill(keeper, signal.SIGKILL)
+        self.owner.kill()
+        assert is_gone(keeper)
+        self.owner.wait(SECONDS)
+
     def end(self) -> str:
         """Let the owner end the run, and wait for that; what it printed."""
         return self.owner.communicate(timeout=SECONDS)[0]

@@ -79,4 +79,4 @@ def test_kvm_that_does_not_work_is_an_error_with_the_reason(without_image: Launc
 def test_the_facts_of_the_host_name_what_guests_are_started_with(
     kvm_host: HostFacts, launcher: Launcher
 ) -> None:
-    assert (kvm_host.accelerator, kvm_host.timeout_scale) == (launcher.accel, launcher.timeout_scale)
+    assert (kvm_host.accelerator, kvm_host.timeout_scale) == (launcher.assembly.accel, launcher.assembly.timeout_scale)

@@ -1,6 +1,7 @@
 """Guests that break: each says what failed, what was looked at and what to do, as soon as that is known."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def cmdline(launcher: Launcher, more: str) -> str:
 
 @contextmanager
 def broken(
-    launcher: Launcher, *, seconds: float = 60.0, **keys: object
+    launcher: Launcher, *, seconds: float | None = None, **keys: object
 ) -> Iterator[pytest.ExceptionInfo[GuestError]]:
     """The error of a guest that does not get ready, of which nothing is left."""
     before = left_over(launcher)
@@ -48,9 +49,9 @@ def broken(
 
 def left_over(launcher: Launcher) -> tuple[list[str], list[str]]:
     """Folders and domains of this worker's guests; another worker of the run has its own."""
-    domains = launcher.host.connection._connection.listAllDomains()
-    folders = launcher.host.folder.guests.glob(f"*-{launcher.worker}-*")
-    names = [domain.name() for domain in domains if f"-{launcher.worker}-" in domain.name()]
+    domains = launcher.assembly.host.connection._connection.listAllDomains()
+    folders = launcher.assembly.host.folder.guests.glob(f"*-{launcher.assembly.worker}-*")
+    names = [domain.name() for domain in domains if f"-{launcher.assembly.worker}-" in domain.name()]
     return sorted(folder.name for folder in folders), sorted(names)
 
 
@@ -101,9 +102,11 @@ def test_a_user_whom_the_guest_does_not_know_is_refused(launcher: Launcher) -> N
         assert "bad does not let 'stranger' log in" in str(failure.value)
 
 
-def test_a_guest_that_never_gets_ready_says_what_it_waited_for(launcher: Launcher) -> None:
-    with broken(launcher, ready="echo still starting; false", seconds=2) as failure:
-        assert "bad did not get ready" in str(failure.value)
+def test_a_guest_that_never_gets_ready_in_its_own_time_says_what_it_waited_for(launcher: Launcher) -> None:
+    with broken(launcher, ready="echo still starting; false", boot_timeout=2) as failure:
+        told = re.search(r"bad did not get ready: within ([0-9.]+) s", str(failure.value))
+        assert told
+        assert float(told[1]) <= 2 * launcher.assembly.timeout_scale
         assert "still starting" in str(failure.value)
         assert failure.value.phase == "ready"
 
@@ -118,6 +121,7 @@ def test_a_guest_that_libvirt_refuses_was_not_created(launcher: Launcher, tmp_pa
 # While a test runs
 
 
+@pytest.mark.kvm(expect_kernel=["panic"])
 def test_a_panic_ends_a_command_at_once_and_the_screen_can_be_looked_at(guest: Guest, tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(GuestError, match=r"(?s)the kernel of guest panicked.*sysrq triggered crash"):
@@ -129,7 +133,7 @@ def test_a_panic_ends_a_command_at_once_and_the_screen_can_be_looked_at(guest: G
     assert guest.succeed("uname") == "Linux\n"
 
 
-@pytest.mark.kvm(login={"channel": "serial"})
+@pytest.mark.kvm(login={"channel": "serial"}, expect_kernel=["panic"])
 def test_a_panic_ends_a_command_over_the_serial_line_at_once(guest: Guest) -> None:
     started = time.monotonic()
     with pytest.raises(GuestError, match=r"(?s)the kernel of guest panicked.*sysrq triggered crash"):

@@ -89,7 +89,7 @@ def test_a_tpm_is_there(with_tpm: Guest) -> None:
 
 
 def test_a_tpm_keeps_its_state_until_the_guest_is_reset(with_tpm: Guest, launcher: Launcher) -> None:
-    (state,) = launcher.host.folder.path.rglob(f"swtpm/{with_tpm.machine.plan.uuid}/tpm2")
+    (state,) = launcher.assembly.host.folder.path.rglob(f"swtpm/{with_tpm.machine.plan.uuid}/tpm2")
     (state / "mark").touch()
     with_tpm.crash()
     assert (state / "tpm2-00.permall").exists()

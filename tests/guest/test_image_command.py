@@ -65,6 +65,29 @@ def test_a_damaged_image_is_listed_as_such(capsys: pytest.CaptureFixture[str], t
     assert re.search("^tiny +damaged", said(capsys, "list"), re.MULTILINE)
 
 
+def test_an_image_of_another_version_is_listed_as_such(
+    capsys: pytest.CaptureFixture[str], tiny: Image
+) -> None:
+    file = tiny.folder / "manifest.json"
+    file.chmod(0o644)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "arch": "amd64"}))
+    listed = {image["name"]: image for image in document(capsys, "list")}["tiny"]
+    assert "arch: unknown key" in listed["other_version"]
+    assert "kvmlab image build tiny" in said(capsys, "list")
+
+
+def test_an_image_is_shown_with_the_recipes_and_labs_that_would_miss_it(
+    capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path
+) -> None:
+    put(store, name="debian-12")
+    (tmp_path / "here.lab.toml").write_text('[guest.one]\nimage = "debian-12"\n')
+    (tmp_path / "wrong.lab.toml").write_text("[guest.one]\nimmage = 1\n")
+    shown = document(capsys, "show", "debian-12")
+    assert "debian-12-mariadb" in shown["recipes"]
+    assert str(tmp_path / "here.lab.toml") in shown["labs"]
+    assert "here.lab.toml" in said(capsys, "show", "debian-12")
+
+
 def test_an_image_is_shown_with_its_files_and_who_uses_it(
     capsys: pytest.CaptureFixture[str], tiny: Image
 ) -> None:
@@ -180,7 +203,17 @@ def test_an_export_that_is_told_to_end_leaves_the_old_file_alone(store: Store, t
     assert [path.read_bytes() for path in file.parent.iterdir()] == [b"old"]
 
 
-def test_a_terminal_shows_a_bar_with_rate_and_time_left() -> None:
+@pytest.mark.parametrize("coloured", [True, False])
+def test_a_terminal_shows_a_bar_with_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, coloured: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if not coloured:
+        monkeypatch.setenv("NO_COLOR", "1")
     with pexpect.spawn(sys.executable, ["-c", A_BAR], encoding="utf-8", dimensions=(24, 120)) as terminal:
-        terminal.expect(r"moving.*\d MiB/s.*0:00:\d\d\x1b.*0:00:\d\d\x1b", timeout=60)
-        terminal.expect(pexpect.EOF)
+        terminal.expect(pexpect.EOF, timeout=60)
+        shown = str(terminal.before)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert re.search(r"moving .* [0-9.]+ MiB/s 0:00:\d\d 0:00:\d\d", plain)
+    assert ("\x1b[3" in shown) == coloured

@@ -1,5 +1,7 @@
 """The keeper: a run ends with its owner, however that ends, and takes along what is its own, nothing else."""
 
+import fcntl
+import json
 import os
 import re
 import signal
@@ -14,9 +16,9 @@ import pytest
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import GuestError, HostError
-from pytest_kvmlab.keeper.client import Keeper, dial, end_run
+from pytest_kvmlab.keeper.client import Keeper, dial, end_run, hand_over_locks
 from pytest_kvmlab.keeper.reap import reap_dead_runs, run_processes
-from pytest_kvmlab.keeper.run_folder import RunFolder, create_run_folder, is_alive
+from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder, create_run_folder, is_alive
 from pytest_kvmlab.lab.hosts import HostChoice, open_host
 from pytest_kvmlab.lab.waits import until
 from tests.guest.started_run import StartedRun, in_role, is_gone, own_a_run
@@ -46,6 +48,20 @@ def owned_run(runs: Path) -> Iterator[Callable[[], StartedRun]]:
 def test_what_a_run_makes_is_found_while_it_lives(owned_run: Callable[[], StartedRun]) -> None:
     traces = owned_run().traces
     assert {"process", "file", "lock", "namespace"} <= traces.left().keys()
+
+
+def test_a_lock_of_somebody_else_is_not_taken_for_one_of_a_run(
+    owned_run: Callable[[], StartedRun], tmp_path: Path
+) -> None:
+    """The kernel names locked files by inode, and gives the number of one that is gone to the next."""
+    run = owned_run()
+    (lock,) = run.traces.runs.glob("*/owner.lock")
+    same_inode = tmp_path / "lock"
+    same_inode.hardlink_to(lock)
+    run.end()
+    with same_inode.open() as foreign:
+        fcntl.flock(foreign, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert run.traces.left() == {}
 
 
 def test_nothing_is_left_after_an_ordinary_end(owned_run: Callable[[], StartedRun]) -> None:
@@ -78,9 +94,7 @@ def test_the_next_run_takes_away_what_is_left_when_everybody_is_killed(
     owned_run: Callable[[], StartedRun],
 ) -> None:
     run = owned_run()
-    run.kill("keeper")
-    run.owner.kill()
-    run.owner.wait(SECONDS)
+    run.kill_keeper_and_owner()
     reap_dead_runs()
     assert run.traces.left_at_last() == {}
 
@@ -88,9 +102,7 @@ def test_the_next_run_takes_away_what_is_left_when_everybody_is_killed(
 def test_a_private_host_that_hangs_is_ended_by_the_next_run(owned_run: Callable[[], StartedRun]) -> None:
     run = owned_run()
     run.kill("PID 1", signal.SIGSTOP)
-    run.kill("keeper")
-    run.owner.kill()
-    run.owner.wait(SECONDS)
+    run.kill_keeper_and_owner()
     reap_dead_runs()
     assert run.traces.left_at_last() == {}
 
@@ -105,6 +117,30 @@ def test_a_keeper_that_is_told_to_end_cleans_up_however_often_it_is_told(
     assert is_gone(keeper)
     run.end()
     assert run.traces.left() == {}
+
+
+def test_the_keeper_holds_the_locks_of_a_guest_that_was_left_until_the_run_ends(
+    runs: Path, tmp_path: Path
+) -> None:
+    """From a worker, which ends before the run is handed over."""
+    lock = tmp_path / "image.lock"
+    with closing(Keeper({}, capabilities=None)) as keeper, lock.open("w") as ours:
+        assert keeper.folder.path.parent == runs
+        guest = keeper.folder.guests / "web"
+        guest.mkdir()
+        (guest / KEPT).write_text(json.dumps({"locks": [str(lock), str(tmp_path / "gone.lock")]}))
+        fcntl.flock(ours, fcntl.LOCK_SH)
+        until(lambda: keeper.folder.handover_socket.exists() or None, Deadline(SECONDS))
+        hand_over_locks(keeper.folder)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock.open() as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_guest_cannot_be_left_to_a_keeper_that_is_gone(dead: RunFolder) -> None:
+    with pytest.raises(HostError, match=r"nothing is kept: the keeper of run .* is gone"):
+        hand_over_locks(dead)
 
 
 # What the owner is told
@@ -259,9 +295,13 @@ def test_a_run_ends_with_its_owner_although_a_child_lives_on(runs: Path) -> None
 
 
 def sleeping(*words: str, user: str = "") -> "subprocess.Popen[bytes]":
-    """A process that sleeps and has these words on its command line."""
+    """A process that sleeps and has these words on its command line, by now as that user."""
     other = ["setpriv", f"--reuid={user}", "--clear-groups", "--"] if user else []
-    return subprocess.Popen([*other, "/usr/bin/python3", "-c", "import time; time.sleep(60)", *words])
+    program = [*other, "/usr/bin/python3", "-c", "import time; print(flush=True); time.sleep(60)", *words]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline()
+    return process
 
 
 def test_a_guest_of_a_dead_run_is_ended(dead: RunFolder) -> None:

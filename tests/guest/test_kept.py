@@ -33,7 +33,7 @@ def lab(tmp_path: Path) -> LabSpec:
 def left(folder: Path, name: str = "web", **more: object) -> Path:
     """A guest's folder as a run leaves it."""
     folder.mkdir(parents=True)
-    record = {"name": name, "ports": {}, "password": False, "user": "root", "host_key": "", **more}
+    record = {"name": name, "ssh": None, "password": False, "user": "root", "host_key": "", **more}
     (folder / RECORD).write_text(json.dumps(record))
     return folder
 

@@ -10,6 +10,10 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.lab.waits import until
+from tests.guest.leftovers import processes_of
+
 KVMLAB = Path(sys.executable).with_name("kvmlab")
 
 
@@ -28,6 +32,20 @@ def runs() -> Iterator[Path]:
     ):
         patch.setenv("KVMLAB_RUNS", folder)
         yield Path(folder)
+
+
+CAMPUS = """
+[network.campus]
+mode = "nat"
+subnet = "10.77.0.0/24"
+[guest.web]
+image = "micro"
+networks = [{ name = "campus", address = "10.77.0.10" }]
+after = ["db"]
+[guest.db]
+image = "micro"
+networks = [{ name = "campus", address = "10.77.0.20" }]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +89,31 @@ def test_a_lab_is_brought_up_only_once(lab: str) -> None:
     again = kvmlab("lab", "up", lab)
     assert again.returncode == 1
     assert "is up already" in again.stderr
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_virtual_dongle_is_played_as_long_as_its_guest_is_up(runs: Path, tmp_path: Path) -> None:
+    lab = tmp_path / "dongle.lab.toml"
+    lab.write_text('[guest.web]\nimage = "micro"\nusb = [{ virtual = "licence", id = "0a5e:2110" }]\n')
+    assert kvmlab("lab", "up", str(lab), "--hours", "1").returncode == 0
+    wanted = "until grep -q 0a5e /sys/bus/usb/devices/*/idVendor; do sleep 0.2; done; exit 7"
+    try:
+        assert kvmlab("lab", "shell", str(lab), "web", typed=f"{wanted}\n").returncode == 7
+        assert [words for words in processes_of([str(runs)]).values() if "usb_left" in words]
+    finally:
+        assert kvmlab("lab", "down", str(lab)).returncode == 0
+    assert until(lambda: not processes_of([str(runs)]) or None, Deadline(10))
+
+
+def test_guests_in_a_network_stay_reachable_by_their_host_and_each_other(tmp_path: Path) -> None:
+    campus = tmp_path / "campus.lab.toml"
+    campus.write_text(CAMPUS)
+    up = kvmlab("lab", "up", str(campus), "--hours", "1")
+    try:
+        assert up.returncode == 0, up.stderr
+        for guest, address, other in (("web", "10.77.0.10", "db"), ("db", "10.77.0.20", "web")):
+            typed = f"ip address; ping -c 1 {other}\n"
+            shell = kvmlab("lab", "shell", str(campus), guest, typed=typed)
+            assert (shell.returncode, f"inet {address}/24" in shell.stdout) == (0, True), shell.stderr
+    finally:
+        assert kvmlab("lab", "down", str(campus)).returncode == 0

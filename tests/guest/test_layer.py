@@ -8,7 +8,7 @@ import pytest
 
 from pytest_kvmlab import Guest
 from pytest_kvmlab.drivers import qemu_img
-from pytest_kvmlab.errors import ConfigError, ImageError
+from pytest_kvmlab.errors import ImageError
 from pytest_kvmlab.lab.base_image import base_image
 from pytest_kvmlab.lab.build import build, ensure
 from pytest_kvmlab.lab.launch import Launcher
@@ -142,11 +142,6 @@ def test_a_long_setup_arrives_whole(store: Store, launcher: Launcher, tmp_path: 
     script = f"#!/bin/sh\n{FILLER}sha256sum $0\nexit 1\n"
     error = failing(written(tmp_path / "long", script), store, launcher)
     assert hashlib.sha256(script.encode()).hexdigest() in error.looked_at[0]
-
-
-def test_an_image_cannot_stand_on_itself(store: Store, launcher: Launcher, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot grow from itself"):
-        build(written(tmp_path / "round", SETUP, "round"), store, guests=launcher, progress=unwatched)
 
 
 def test_a_layer_without_a_setup_is_refused(store: Store, launcher: Launcher, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pytest_kvmlab.lab.launch import Launcher
 
 @pytest.fixture(scope="module")
 def connection(launcher: Launcher) -> door.Connection:
-    return launcher.host.connection
+    return launcher.assembly.host.connection
 
 
 def test_a_libvirt_that_is_not_there_is_told_with_its_address() -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.kvm(image="micro")
 KVMLAB = Path(sys.executable).with_name("kvmlab")
 LAB = """
 [guest.web]
-image = "micro"
+image = "kept-by-test"
 """
 
 
@@ -91,11 +91,16 @@ def test_a_kept_guest_holds_its_image_and_can_be_saved(store: Store, tmp_path: P
     def documents(*arguments: str | Path) -> Any:
         return json.loads(kvmlab(*arguments, "--json", store=store))
 
+    def in_use() -> Any:
+        return documents("image", "show", "kept-by-test")["in_use"]
+
     lab = tmp_path / "web.lab.toml"
     lab.write_text(LAB)
+    # Guests of other tests use `micro` at the same time.
+    kvmlab("image", "copy", "micro", "kept-by-test", store=store)
     kvmlab("lab", "up", lab, "--hours", "1", store=store)
     try:
-        assert documents("image", "show", "micro")["in_use"] is True
+        assert in_use() is True
         (run,) = run_folders()
         (guest,) = kept_guests(run).values()
         with pytest.raises(ConfigError, match="web is on"):
@@ -105,6 +110,6 @@ def test_a_kept_guest_holds_its_image_and_can_be_saved(store: Store, tmp_path: P
         kvmlab("image", "copy", "--from-guest", f"{lab}/web", "saved-by-test", "--replace", store=store)
     finally:
         kvmlab("lab", "down", lab, store=store)
-    assert documents("image", "show", "micro")["in_use"] is False
-    difference = documents("image", "diff", "micro", "saved-by-test")
+    assert in_use() is False
+    difference = documents("image", "diff", "kept-by-test", "saved-by-test")
     assert [*difference["files"]] == ["disk.qcow2", "image.lock"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvmlab.drivers.echo import HIDDEN
 from pytest_kvmlab.drivers.serial import SerialConsole
 from pytest_kvmlab.drivers.testinfra import testinfra_host as make_testinfra_host
 from pytest_kvmlab.errors import ConfigError, GuestError, SerialMismatch, WaitTimeout
@@ -179,6 +180,18 @@ def test_a_login_prompt_is_named_as_the_reason(tmp_path: Path) -> None:
             serial.run("true", timeout=5)
 
 
+@pytest.mark.parametrize("echo", ["stty -echo", "sleep 0.1; stty -echo", "true"])
+def test_a_password_is_not_in_the_log_however_slow_the_guest_is_to_hide_it(tmp_path: Path, echo: str) -> None:
+    name = "printf 'guest login: '; read -r name"
+    password = f"printf 'Password: '; {echo}; read -r word; echo; stty echo"
+    greeting = 'echo "the word has ${#word} letters"; exec dash -i'
+    with terminal(("dash", "-c", f"{name}; {password}; {greeting}"), tmp_path) as (_, serial):
+        serial.login("tester", "tops3cret", timeout=20)
+        assert "the word has 9 letters" in serial.log
+        assert "tops3cret" not in serial.log + (tmp_path / "console.log").read_text()
+        assert (HIDDEN.decode() in serial.log) == (echo == "true")
+
+
 def test_typing_and_running_take_turns(serial: SerialConsole) -> None:
     assert serial.run("echo one").stdout == "one\n"
     serial.sendline("variable=typed; echo X$((1+1))")
@@ -218,7 +231,7 @@ def test_a_shell_with_strict_options_serves_too(serial: SerialConsole) -> None:
 
 def test_what_the_guest_lacks_is_named(tmp_path: Path) -> None:
     bare = f"PATH=/nowhere TMPDIR=/nowhere; exec {shutil.which('dash')} -i"
-    lacking = pytest.raises(GuestError, match="lacks: od:dd:gzip:base64:folder")
+    lacking = pytest.raises(GuestError, match="lacks: od, dd, gzip, base64, folder")
     with terminal(("dash", "-c", bare), tmp_path) as (_, serial), lacking:
         serial.run("true", timeout=10)
 

@@ -24,6 +24,8 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SerialConsole]:
     store = Store(platformdirs.user_cache_path("pytest-kvmlab"))
     image = ensure("micro", store, progress=lambda _step, _share: None)
     with booted(image, tmp_path_factory.mktemp("guest")) as console:
+        # Its shell comes first. What it starts besides would be counted, and prints into what is expected.
+        console.run("until [ -e /run/settled ]; do usleep 100000; done")
         yield console
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from pytest_kvmlab import Guest
 
-pytestmark = [pytest.mark.kvm(image="debian-12-licence"), pytest.mark.timeout(1800)]
+PORT, DONGLE = 2110, "0a5e:2110"
 
-PORT = 2110
-# What QEMU's tablet says of itself; the product's own dongle is nothing that QEMU has.
-TABLET, TABLET_DEVICE = "0627:0001", "<input type='tablet' bus='usb'/>"
+pytestmark = [
+    pytest.mark.kvm(image="debian-12-licence", usb=[{"virtual": "licence", "id": DONGLE, "plugged": False}]),
+    pytest.mark.timeout(1800),
+]
 
 
 class Client:
@@ -45,27 +46,24 @@ def connect(shared_guest: Guest) -> Iterator[Callable[[], Client]]:
 
 @pytest.fixture
 def plugged(shared_guest: Guest) -> Iterator[Callable[[bool], None]]:
-    """Plugs a tablet, which the server takes for its dongle, in and out."""
+    """Plugs the dongle in and pulls it out."""
+    dongle = shared_guest.usb["licence"]
 
     def plug(wanted: bool) -> None:
-        domain = shared_guest.domain
-        (domain.attachDevice if wanted else domain.detachDevice)(TABLET_DEVICE)
-        shared_guest.wait_until_succeeds(f"lsusb | grep -c {TABLET} | grep -x {int(wanted)}")
+        (dongle.plug if wanted else dongle.unplug)()
+        shared_guest.wait_until_succeeds(f"lsusb | grep -c {DONGLE} | grep -x {int(wanted)}")
 
-    configuration = "/etc/default/licence"
-    shared_guest.succeed(f"sed -i.orig s/^DONGLE=.*/DONGLE={TABLET}/ {configuration}")
-    shared_guest.succeed("systemctl restart licence")
     yield plug
-    shared_guest.succeed(f"mv {configuration}.orig {configuration} && systemctl restart licence")
+    plug(False)
 
 
 def test_without_its_dongle_nobody_gets_a_licence(shared_guest: Guest, connect: Callable[[], Client]) -> None:
     shared_guest.wait_for_unit("licence.service")
     client = connect()
-    assert client.ask("CHECKOUT anna") == "REFUSED no dongle 0a5e:2110"
+    assert client.ask("CHECKOUT anna") == f"REFUSED no dongle {DONGLE}"
     assert client.ask("STATUS") == "STATUS dongle=absent seats=2 taken=0"
     refused = shared_guest.run("licence run anna -- touch /run/has-run")
-    assert (refused.exit_status, refused.stderr) == (3, "REFUSED no dongle 0a5e:2110\n")
+    assert (refused.exit_status, refused.stderr) == (3, f"REFUSED no dongle {DONGLE}\n")
     shared_guest.fail("test -e /run/has-run")
 
 
@@ -73,7 +71,7 @@ def test_seats_come_and_go_with_the_dongle(
     shared_guest: Guest, connect: Callable[[], Client], plugged: Callable[[bool], None]
 ) -> None:
     first, second, third = connect(), connect(), connect()
-    assert first.ask("CHECKOUT anna") == f"REFUSED no dongle {TABLET}"
+    assert first.ask("CHECKOUT anna") == f"REFUSED no dongle {DONGLE}"
     plugged(True)
     assert first.ask("CHECKOUT anna") == "GRANTED 1 of 2"
     assert second.ask("CHECKOUT ben") == "GRANTED 2 of 2"
@@ -83,10 +81,10 @@ def test_seats_come_and_go_with_the_dongle(
 
     started = time.monotonic()
     plugged(False)
-    assert first.hear() == f"REVOKED no dongle {TABLET}"
+    assert first.hear() == f"REVOKED no dongle {DONGLE}"
     assert time.monotonic() - started < 10 * shared_guest.timeout_scale
     assert first.ask("RELEASE") == "ERROR you have no seat"
-    assert third.ask("CHECKOUT cleo") == f"REFUSED no dongle {TABLET}"
+    assert third.ask("CHECKOUT cleo") == f"REFUSED no dongle {DONGLE}"
 
 
 def test_a_program_ends_when_its_licence_does(shared_guest: Guest, plugged: Callable[[bool], None]) -> None:
@@ -95,7 +93,7 @@ def test_a_program_ends_when_its_licence_does(shared_guest: Guest, plugged: Call
     shared_guest.wait_until_succeeds("licence status | grep taken=1")
     plugged(False)
     shared_guest.wait_until_succeeds("systemctl is-failed work")
-    assert f"REVOKED no dongle {TABLET}" in shared_guest.succeed("journalctl --unit=work --no-pager")
+    assert f"REVOKED no dongle {DONGLE}" in shared_guest.succeed("journalctl --unit=work --no-pager")
 
 
 def test_it_runs_as_nobody_in_particular(shared_guest: Guest) -> None:

@@ -1,17 +1,21 @@
 """A process that reserves memory and gives it back as its standard input says, and tells what comes of it.
 
-Lines of input: `memory BYTES`, `builder BYTES` (which does not wait), `boot`; `keep` and `back` are about
-what was given last. Lines of output: `given`, `kept`, `back`, `waiting …`, `refused …`, `noted …`.
+Lines of input: `memory BYTES`, `builder BYTES` (which does not wait), `lab BYTES DONGLE…` (of a machine that
+is made of files), `boot`; `keep` and `back` are about what was given last. Lines of output: `given`, `kept`,
+`back`, `waiting …`, `refused …`, `noted …`.
 """
 
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.errors import KvmlabError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.lab.capacity import Capacity
 from pytest_kvmlab.lab.claims import Entry
+from pytest_kvmlab.lab.dongles import Wish
+from pytest_kvmlab.spec.usb import UsbKeys
+from tests.unit.fake_usb import FakeHost
 
 
 def tell(*words: object) -> None:
@@ -24,6 +28,9 @@ def wanted(capacity: Capacity, line: list[str]) -> AbstractContextManager[Entry 
             return capacity.memory(int(amount), "a test")
         case ["builder", amount]:
             return capacity.memory(int(amount), "a builder", at_once=True)
+        case ["lab", amount, *wanted]:
+            wishes = [Wish("server", UsbKeys.model_validate(dongle)) for dongle in wanted]
+            return capacity.memory(int(amount), "a lab", dongles=capacity.dongles(wishes, "a lab"))
         case _:
             return capacity.boot("a guest", lambda: None)
 
@@ -43,7 +50,7 @@ def serve(capacity: Capacity) -> None:
             try:
                 given.append((end, end.enter_context(wanted(capacity, line))))
                 tell("given")
-            except HostError as error:
+            except KvmlabError as error:
                 tell("refused", str(error).replace("\n", " "))
 
 
@@ -59,6 +66,7 @@ def main() -> None:
             journal,
             lambda what, _: tell(what),
             Path(folder),
+            FakeHost(Path(folder)).usb,
         )
     )
 

@@ -102,6 +102,23 @@ def refused(file: Path, store: Store, told: str) -> None:
     assert [path for path in (store.root / "building").glob("*") if path.is_dir()] == []
 
 
+def test_an_export_that_is_interrupted_as_early_as_can_be_leaves_nothing(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def interrupted(path: str | Path, mode: int = 0o777) -> None:
+        make(path, mode)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_image(image, out / "wiki.tar.gz", progress=silent)
+    assert not list(out.iterdir())
+
+
 def test_a_restored_image_is_the_exported_one(image: Image, exported: Path, tmp_path: Path) -> None:
     elsewhere = Store(tmp_path / "elsewhere")
     back = restore_image(exported, elsewhere, progress=silent)

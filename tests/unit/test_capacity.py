@@ -259,7 +259,7 @@ def test_what_is_free_is_not_waited_for(tmp_path: Path) -> None:
 # What is decided
 
 
-STATES: dict[str, State] = {"w": "waiting", "h": "held", "k": "kept"}
+STATES: dict[str, State] = {"w": "waiting", "b": "blocked", "h": "held", "k": "kept"}
 
 
 def claim(number: int, state: str, holder: str, amount: str) -> Claim:
@@ -279,12 +279,18 @@ def claim(number: int, state: str, holder: str, amount: str) -> Claim:
         ("ka4 wb6 wc2", 3),  # b waits for the end of what is kept
         ("ka4 hb1 wb2", None),  # as b does here, who goes on for ever
         ("ka6 wb1", None),
+        ("ha4 bb3 wc2", 3),  # who is blocked is in nobody's way
     ],
 )
 def test_whose_turn_it_is(written: str, turn: int | None) -> None:
     all_claims = [claim(number, *each) for number, each in enumerate(written.split(), 1)]
     granted = [number for number, each in enumerate(all_claims, 1) if has_turn(each, all_claims)]
     assert granted == ([] if turn is None else [turn])
+
+
+def test_who_is_blocked_gives_nothing_back_either() -> None:
+    all_claims = [claim(number, *each) for number, each in enumerate(["ha3", "hb3", "ba1", "wb1"], 1)]
+    assert has_turn(all_claims[3], all_claims)
 
 
 # What there is

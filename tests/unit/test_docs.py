@@ -11,12 +11,13 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import typer
 
-from pytest_kvmlab import cli, errors, plugin
+from pytest_kvmlab import ControlRequest, UsbEndpoint, UsbInterface, VirtualUsbDevice, cli, errors, plugin
 from pytest_kvmlab.drivers.command import CommandResult
 from pytest_kvmlab.drivers.serial import SerialConsole
 from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.journal import Event
 from pytest_kvmlab.lab.guest import Guest
+from pytest_kvmlab.lab.guest_usb import GuestUsb
 from pytest_kvmlab.plugin.facts import HostFacts
 from pytest_kvmlab.spec.access import LoginKeys
 from pytest_kvmlab.spec.application import LabApp
@@ -29,6 +30,7 @@ from pytest_kvmlab.spec.network import LabNetwork, NetworkMode
 from pytest_kvmlab.spec.options import OPTIONS
 from pytest_kvmlab.spec.recipe import RecipeKeys
 from pytest_kvmlab.spec.resolved import resolve_guest
+from pytest_kvmlab.spec.usb import UsbKeys
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -73,6 +75,7 @@ def own(model: type[Keys], base: type[Keys]) -> set[str]:
         (KEYS, "Keys of a guest", set(GuestKeys.model_fields)),
         (KEYS, "A network card", set(NetworkKeys.model_fields)),
         (KEYS, "A disk", set(DiskKeys.model_fields)),
+        (KEYS, "A USB device", set(UsbKeys.model_fields)),
         (KEYS, "Login", set(LoginKeys.model_fields)),
         (KEYS, "Only in a mark", own(KvmMark, GuestKeys)),
         (KEYS, "Only in a lab file", own(LabGuest, GuestKeys)),
@@ -90,6 +93,7 @@ def test_the_reference_has_exactly_the_keys_that_there_are(page: str, title: str
         (KEYS, "Keys of a guest", GuestKeys),
         (KEYS, "A network card", NetworkKeys),
         (KEYS, "A disk", DiskKeys),
+        (KEYS, "A USB device", UsbKeys),
         (KEYS, "Login", LoginKeys),
         (LAB_FILE, "A network", LabNetwork),
         (LAB_FILE, "An application", LabApp),
@@ -172,6 +176,26 @@ def test_the_reference_has_every_verb_with_its_arguments(described: type, prefix
         if f"`{verb}`" not in page and f"`{verb.split('(')[0]}`" not in internal
     ]
     assert missing == []
+
+
+def test_the_reference_has_everything_of_a_guests_usb_devices() -> None:
+    page = section((REFERENCE / "guest.md").read_text(), "USB devices")
+    for verb in (GuestUsb.attach, GuestUsb.detach):
+        assert f"`usb.{verb.__name__}{arguments(verb)}`" in page
+    for name in ("name", "id", "serial", "port", "device", "is_plugged", "plug()", "unplug()"):
+        assert f"`{name}`" in page
+
+
+def test_the_reference_has_everything_of_a_virtual_usb_device() -> None:
+    page = (REFERENCE / "virtual-usb-device.md").read_text()
+    public = [name for name in dir(VirtualUsbDevice) if not name.startswith("_")]
+    called = [name + arguments(getattr(VirtualUsbDevice, name)) for name in public if is_verb(name)]
+    described = [each.name for given in (UsbInterface, UsbEndpoint, ControlRequest) for each in fields(given)]
+    assert [name for name in (*public, *called, *described) if f"`{name}" not in page] == []
+
+
+def is_verb(name: str) -> bool:
+    return inspect.isfunction(inspect.getattr_static(VirtualUsbDevice, name))
 
 
 def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:

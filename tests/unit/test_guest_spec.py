@@ -39,6 +39,7 @@ def test_a_guest_that_says_only_its_image_has_defaults() -> None:
         (),
     )
     assert (plain.login.user, plain.login.channel, plain.host_key) == ("root", "ssh", GeneratedHostKey())
+    assert plain.boot_timeout == 60
 
 
 def test_a_guest_without_an_image_is_refused() -> None:
@@ -50,7 +51,7 @@ def test_a_guest_without_an_image_is_refused() -> None:
     ("written", "said"),
     [
         ({"memroy": "1GiB"}, "memroy: unknown key (did you mean 'memory'?)"),
-        ({"usb": ["0a5e:2110"]}, "usb: unknown key"),
+        ({"usb": "0a5e:2110"}, "usb: should be a list"),
         ({"seed": "yes"}, "seed: "),
         ({"after": ["db"]}, "after: unknown key"),
         ({"machine": "q53"}, "did you mean 'q35'?"),
@@ -82,6 +83,9 @@ def test_a_guest_without_an_image_is_refused() -> None:
         ({"cmdline": ""}, "cmdline: should be a text"),
         ({"kernel": "vmlinuz\x00"}, "kernel: has a line break, another control character"),
         ({"cdrom": 5}, "cdrom: should be a text"),
+        ({"boot_timeout": 0}, "boot_timeout: "),
+        ({"boot_timeout": "90s"}, "boot_timeout: "),
+        ({"boot_timeout": 90.5}, "boot_timeout: "),
     ],
 )
 def test_a_wrong_key_is_named_with_what_is_right(written: dict[str, object], said: str) -> None:

@@ -18,8 +18,9 @@ PACKAGE = Path(pytest_kvmlab.__file__).parent
 # Lowest first: a room imports from the layers below its own, never from above nor from its neighbours.
 LAYERS = (
     ("errors", "deadline", "journal", "progress"),
+    ("kernel_log",),
     ("spec",),
-    ("plan", "drivers"),
+    ("plan", "drivers", "compare"),
     ("keeper", "checks"),
     ("lab",),
     ("report",),
@@ -44,7 +45,9 @@ DOORS = {
     "pydantic": ("spec/*.py",),
     "typer": ("cli/*.py",),
     "rich": ("cli/*.py", "report/*.py", "plugin/*.py"),
-    "platformdirs": ("lab/run.py",),
+    "platformdirs": ("lab/run.py", "lab/baselines.py"),
+    "jinja2": ("report/*.py",),
+    "matplotlib": ("report/*.py",),
     "pytest": ("plugin/*.py", "fixtures/*.py"),
 }
 # Who may sleep: everyone else waits on something that tells them.
@@ -68,6 +71,8 @@ HEAVY = {
     "typer",
     "platformdirs",
     "testinfra",
+    "jinja2",
+    "matplotlib",
 }
 
 

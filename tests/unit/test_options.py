@@ -40,6 +40,9 @@ def test_every_field_has_an_option_and_a_default() -> None:
         wait=600.0,
         memory=None,
         timeout_scale=None,
+        known_issues=None,
+        baseline=None,
+        fail_on="failure",
     )
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from pytest_kvmlab.errors import ConfigError
+from pytest_kvmlab.lab.build import build
 from pytest_kvmlab.lab.recipes import recipe_digest, recipes
+from pytest_kvmlab.lab.store import Store
 from pytest_kvmlab.spec.recipe import InitramfsKeys, load_recipe
 
 RECIPE = """
@@ -80,3 +82,24 @@ def test_the_digest_follows_every_file_and_no_place(tmp_path: Path) -> None:
     assert recipe_digest(one) == recipe_digest(other)
     (other / "init").write_text("#!/bin/sh\n")
     assert recipe_digest(one) != recipe_digest(other)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("alone", "alone from alone"),
+        ("one", "one from two from one"),
+        ("late", "late from one from two from one"),
+    ],
+)
+def test_images_that_grow_from_each_other_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, told: str
+) -> None:
+    origins = {"alone": "alone", "one": "two", "two": "one", "late": "one"}
+    circle = {
+        name: written(tmp_path / name, f'kind = "layer"\nfrom = "{origin}"\n')
+        for name, origin in origins.items()
+    }
+    monkeypatch.setattr("pytest_kvmlab.lab.recipes.recipes", lambda: circle)
+    with pytest.raises(ConfigError, match=f"cannot grow from itself: {told}\n"):
+        build(circle[asked], Store(tmp_path / "store"), progress=lambda _step, _share: None)

@@ -76,6 +76,22 @@ def test_a_damaged_or_foreign_end_is_not_taken(frame: str) -> None:
     assert ended(frame) is None
 
 
+def test_what_a_shell_lacks_is_read_once_all_of_it_is_there() -> None:
+    frame = f"\r\n:{TOKEN}:od:base64:folder::\r\n".encode()
+    pattern = protocol.line_pattern(protocol.taught_pattern(TOKEN))
+    whole = frame.index(b"::") + 2
+    assert not any(pattern.search(frame[:size]) for size in range(whole))
+    found = pattern.search(frame[:whole])
+    assert found
+    assert protocol.parsed_lacks(found) == ["od", "base64", "folder"]
+
+
+def test_a_shell_that_lacks_nothing_is_ready() -> None:
+    found = protocol.line_pattern(protocol.taught_pattern(TOKEN)).search(f"\n:{TOKEN}:ready:".encode())
+    assert found
+    assert protocol.parsed_lacks(found) == []
+
+
 @pytest.mark.parametrize("message", ["[   12.345678] usb 1-1: new\r\n", "\x1b[32m OK \x1b[0m started\r\n"])
 @pytest.mark.parametrize("at", [0, 1, 30, 76, 78])
 def test_a_kernel_message_in_a_block_is_cut_out(message: str, at: int) -> None:

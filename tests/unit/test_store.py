@@ -2,15 +2,16 @@
 
 import errno
 import fcntl
+import json
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from pytest_kvmlab.errors import ImageError
+from pytest_kvmlab.errors import ConfigError, ImageError
 from pytest_kvmlab.lab.build import ensure
-from pytest_kvmlab.lab.store import Image, Store, record
+from pytest_kvmlab.lab.store import Image, OtherVersionsImage, Store, record
 from pytest_kvmlab.spec.manifest import DISKS, INITRD, KERNEL, Manifest
 
 DISK = DISKS["qcow2"]
@@ -114,6 +115,30 @@ def test_a_manifest_with_impossible_files_is_refused(store: Store, names: list[s
         impossible = whole.model_copy(update={"files": dict.fromkeys(names, record)})
         with pytest.raises(ImageError, match=told):
             store.publish(folder / "image", impossible)
+
+
+def of_another_version(image: Image) -> None:
+    """Let an image have a key that this version does not know."""
+    file = image.folder / "manifest.json"
+    file.chmod(0o644)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "arch": "amd64"}))
+
+
+def test_an_image_of_another_version_is_not_called_damaged(store: Store) -> None:
+    of_another_version(put(store))
+    with pytest.raises(
+        OtherVersionsImage, match=r"made by another version .*arch: unknown key(.|\n)*build it again"
+    ):
+        store.find("tiny")
+
+
+def test_an_image_of_another_version_is_built_again_if_there_is_a_recipe(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_another_version(put(store))
+    monkeypatch.setattr("pytest_kvmlab.lab.build.recipes", lambda: {"tiny": tmp_path / "tiny"})
+    with pytest.raises(ConfigError, match="there is no recipe in"):  # so it tried
+        ensure("tiny", store, progress=lambda _step, _share: None)
 
 
 def test_a_damaged_image_is_replaced(store: Store) -> None:

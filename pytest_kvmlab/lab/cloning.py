@@ -1,0 +1,176 @@
+"""Clean guests from templates: made at the first use, proved good, started before they are wanted."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from pytest_kvmlab.errors import KvmlabError, WaitTimeout
+from pytest_kvmlab.lab.assembly import Parts, cloned_parts, own_parts
+from pytest_kvmlab.lab.boot import boot_all
+from pytest_kvmlab.lab.freezing import Candidate, freeze, what_is_wrong
+from pytest_kvmlab.lab.frozen import Frozen
+from pytest_kvmlab.lab.guest import Guest
+from pytest_kvmlab.lab.place import Place
+from pytest_kvmlab.lab.pool import Pool
+from pytest_kvmlab.lab.stage import Stage, Together
+from pytest_kvmlab.lab.templates import NoClones, Templates
+from pytest_kvmlab.lab.wanted import Asked, Wanted, template_key, why_not_cloned
+from pytest_kvmlab.plan.guest import MemoryFile
+
+_POOL = "the pool of clones"
+
+Watch = Callable[[Together], AbstractContextManager[object]]
+"""Looks at guests that may break as long as the context lasts."""
+
+
+@dataclass
+class Cloning:
+    """Starts clones for one process of a run.
+
+    Attributes:
+        stage: where guests are put together.
+        templates: what clones start from.
+        pool: has the next ones ready.
+        hold: locks an image, by its name, for as long as the run lasts: templates stand on it.
+    """
+
+    stage: Stage
+    templates: Templates
+    pool: Pool[Together]
+    hold: Callable[[str], None]
+    _held: set[str] = field(default_factory=set)
+
+    def clones(self, wanted: Wanted, undo: ExitStack, watch: Watch, *, more: bool, always: bool) -> Together:
+        """Clones that run, and are ready.
+
+        Args:
+            wanted: what they are.
+            undo: ends them.
+            watch: looks at the guests of a template while they boot, if they have to.
+            more: whether such guests will be wanted again, as far as it is known.
+            always: make a template even for one use.
+
+        Raises:
+            NoClones: such guests cannot be cloned here; the message says why.
+            KvmlabError: guests of a new template do not get ready.
+        """
+        if why := why_not_cloned(wanted, self.stage.assembly.host):
+            raise NoClones(why)
+        key = template_key(wanted.without_usb, self.stage.assembly.host, self.stage.assembly.accel)
+        if not (more or always or self.templates.has(key)):
+            raise NoClones("a template for one guest would take longer than its boot")
+        template = self._template(key, wanted.without_usb, watch)
+        kind = key + wanted.kind
+        waiting = self.pool.take(kind)
+        if waiting:
+            undo.push(waiting.undo)
+            up = waiting.clones
+        else:
+            up = self._started_or_refused(key, wanted, template, undo)
+        self._show(up)
+        if more and not wanted.dongles:
+            self.pool.refill(kind, partial(self._for_the_pool, wanted, template))
+        return up
+
+    def _started_or_refused(
+        self, key: str, wanted: Wanted, template: Sequence[Frozen], undo: ExitStack
+    ) -> Together:
+        """Start clones; where they do not start, nobody is to try that template again."""
+        try:
+            return self._started(wanted, template, undo)
+        except NoClones as error:
+            self.templates.refuse(key, error.message)
+            raise
+
+    def _started(
+        self, wanted: Wanted, template: Sequence[Frozen], undo: ExitStack, *, wait: bool = True
+    ) -> Together:
+        with ExitStack() as attempt:
+            parts = [partial(_of_clone, frozen) for frozen in template]
+            up = self.stage.together(wanted, attempt, parts, wait=wait)
+            for guest in up.guests.values():
+                # Nobody has to see clones that are still in the pool.
+                guest.machine.journal.listeners.clear()
+                _thaw(guest)
+            undo.push(attempt.pop_all())
+        return up
+
+    def _for_the_pool(self, wanted: Wanted, template: Sequence[Frozen], undo: ExitStack) -> Together:
+        asked = [replace(each, source=_POOL) for each in wanted.guests]
+        return self._started(replace(wanted, guests=asked, source=_POOL), template, undo, wait=False)
+
+    def _show(self, up: Together) -> None:
+        """From now on, what happens to these guests is a test's."""
+        journal = self.stage.assembly.journal
+        for guest in up.guests.values():
+            for event in guest.machine.journal.events():
+                journal.add(event)
+            guest.machine.journal.listeners.append(journal.add)
+
+    def _template(self, key: str, wanted: Wanted, watch: Watch) -> Sequence[Frozen]:
+        """What clones of these guests start from, made now if it is the first time that they are wanted."""
+        template = self.templates.get(key, wanted.memory, partial(self._frozen, wanted, watch))
+        if key not in self._held:
+            self._held.add(key)
+            for asked in wanted.guests:
+                self.hold(asked.spec.image)
+        return template
+
+    def _frozen(self, wanted: Wanted, watch: Watch, place: Place) -> Sequence[Frozen]:
+        """Make a template: boot its guests, freeze them, and look whether clones of them are any good."""
+        parts = [partial(_of_template, place, number) for number in range(len(wanted.guests))]
+        with ExitStack() as undo:
+            up = self.stage.together(wanted, undo, parts)
+            with watch(up):
+                boot_all(up.guests, wanted.after, self.stage.capacity.boot, timeout=wanted.timeout)
+            template = _freeze(up, place)
+        self._check(wanted, template)
+        return template
+
+    def _check(self, wanted: Wanted, template: Sequence[Frozen]) -> None:
+        """Start clones twice, and see that they are machines of their own.
+
+        Raises:
+            NoClones: they are not.
+        """
+        with ExitStack() as undo:
+            try:
+                one, other = (self._started(wanted, template, undo).guests for _ in range(2))
+            except (KvmlabError, WaitTimeout) as error:
+                raise NoClones(f"a clone does not start: {_first_line(error)}") from error
+            for name, guest in one.items():
+                if why := what_is_wrong(guest, other[name]):
+                    raise NoClones(f"clones of {name} are no good: {why}")
+
+
+def _thaw(guest: Guest) -> None:
+    try:
+        guest.thaw()
+    except KvmlabError as error:
+        raise NoClones(f"a clone of {guest.name} did not start: {error.message}") from error
+
+
+def _freeze(up: Together, place: Place) -> Sequence[Frozen]:
+    candidates = [
+        Candidate(made.guest, made.parts.disks, place.of_guest(number)) for number, made in enumerate(up.made)
+    ]
+    try:
+        return freeze(candidates)
+    except (KvmlabError, WaitTimeout) as error:
+        raise NoClones(f"it cannot be frozen: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _of_template(place: Place, number: int, asked: Asked, _folder: Path) -> Parts:
+    """The parts of a guest that will be frozen: its disks, keys and memory stay where clones find them."""
+    memory = MemoryFile(place.memory_of(number), writes=True)
+    return replace(own_parts(asked, place.of_guest(number)), memory=memory)
+
+
+def _of_clone(frozen: Frozen, asked: Asked, folder: Path) -> Parts:
+    return cloned_parts(asked, frozen, folder)

@@ -1,0 +1,29 @@
+"""What a guest is told when it goes on after a while of which it noticed nothing."""
+
+import time
+
+from pytest_kvmlab.errors import GuestError
+from pytest_kvmlab.lab.commands import Commands
+from pytest_kvmlab.lab.frozen import Rest
+
+_STEP_SECONDS = 30.0
+
+
+def go_on(guest: Commands, rest: Rest) -> None:
+    """Go on where a guest stopped, with the server of commands on its serial line, at the right time.
+
+    Args:
+        guest: a guest that has just begun to run again.
+        rest: what it waited for when it stopped.
+
+    Raises:
+        GuestError: it does not answer, or its clock cannot be set.
+    """
+    if rest.session is None:
+        return
+    guest.serial.resume(rest.session)
+    if rest.clock:
+        seconds = guest.deadline(_STEP_SECONDS).seconds
+        result = guest.serial.run(rest.clock.format(time.time()), timeout=seconds)
+        if not result.ok:
+            raise GuestError(f"the clock of {guest.name} cannot be set: {result.stdout}", phase="clone")

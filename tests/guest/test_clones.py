@@ -1,0 +1,215 @@
+"""Clones of a frozen guest: clean, machines of their own, and whole."""
+
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pytest_kvmlab import Guest
+from pytest_kvmlab.errors import GuestError
+from pytest_kvmlab.lab.launch import Launcher
+from tests.guest.own_launcher import frozen, own_launcher, qemu_of, started
+
+RANDOM = "od -An -v -tx1 -N16 /dev/urandom"
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+KILL_INIT = r"""
+pc=$(cut -d' ' -f9 /proc/1/syscall)
+printf '\314\314\314\314' | dd of=/proc/1/mem bs=1 seek=$((pc)) conv=notrunc
+(true &)
+"""
+# What one test does, and how the next one would notice.
+SPOILT = {
+    "a file": ("echo x >/etc/x; echo x >/data/x; sync", "ls /etc/x /data/x"),
+    "a process": ("sleep 12345 >/dev/null 2>&1 &", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep 'sleep 1234[5]'"),
+    "a mount": ("mkdir /tmp/m; mount -t tmpfs none /tmp/m", "grep /tmp/m /proc/mounts"),
+    "a kernel module": ("modprobe uas", "grep ^uas /proc/modules"),
+    "a clock change": ("date -s @1000000000", "test $(date +%Y) -lt 2020"),
+    "a full disk": ("dd if=/dev/zero of=/data/all bs=1M; df /data | grep 100%", "df /data | grep 100%"),
+    "a killed init": (f"({KILL_INIT}) >/dev/null 2>&1 &", "dmesg | grep panic"),
+}
+
+
+@pytest.fixture(scope="module")
+def clones(launcher: Launcher) -> Iterator[Launcher]:
+    with own_launcher(launcher) as own:
+        yield own
+
+
+@pytest.fixture
+def clone(clones: Launcher) -> Iterator[Guest]:
+    with started(clones) as guest:
+        assert frozen(guest)
+        yield guest
+
+
+# What a test leaves is not there in the next
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_what_one_clone_did_is_not_seen_by_the_next(clones: Launcher, what: str) -> None:
+    spoils, shows = SPOILT[what]
+    with started(clones) as first:
+        first.fail(shows)
+        first.succeed(spoils)
+        if what == "a killed init":
+            with pytest.raises(GuestError, match=r"(?s)kernel of guest panicked.*kill init"):
+                first.run("sleep 60")
+        else:
+            first.succeed(shows)
+    with started(clones) as second:
+        second.fail(shows)
+
+
+# A machine of its own
+
+
+def test_clones_never_have_the_same_random_numbers(clones: Launcher) -> None:
+    with ExitStack() as up:
+        guests = [up.enter_context(started(clones)) for _ in range(6)]
+        at_once = [guest.serial.run(RANDOM).stdout for guest in guests]
+        later = [guest.serial.run(RANDOM).stdout for guest in guests]
+    assert len({*at_once, *later}) == 12
+
+
+def test_a_clone_has_another_uuid_and_another_generation_than_its_template(clones: Launcher) -> None:
+    with started(clones) as one, started(clones) as other:
+        assert one.domain.UUIDString() != other.domain.UUIDString()
+        told = [guest.succeed("dmesg") for guest in (one, other)]
+    assert all("crng reseeded due to virtual machine fork" in lines for lines in told)
+
+
+def test_the_clock_of_a_clone_is_right(clone: Guest) -> None:
+    before = time.time()
+    told = clone.serial.run("adjtimex | grep time.tv_").stdout
+    after = time.time()
+    seconds, rest = (int(number) for number in re.findall(r"(\d+)\n", told + "\n")[:2])
+    now = seconds + rest / 1e6
+    assert before - 1 <= now <= after + 1
+
+
+def test_time_goes_on_in_a_clone(clone: Guest) -> None:
+    started_at = time.monotonic()
+    clone.succeed("sleep 2")
+    assert 1.5 <= time.monotonic() - started_at < 20
+    assert float(clone.succeed("cut -d' ' -f1 /proc/uptime")) > 2
+
+
+# Reached in every way
+
+
+def test_a_clone_shows_the_host_key_that_it_has_to(clone: Guest) -> None:
+    assert clone.host_key.startswith("ssh-ed25519 ")
+    assert clone.ssh.run("uname").stdout == "Linux\n"
+
+
+def test_the_serial_line_goes_on_where_the_template_stopped(clone: Guest) -> None:
+    waiting = frozen(clone).rest.session
+    assert waiting and clone.serial.session
+    assert clone.serial.session.token == waiting.token
+    assert clone.serial.run("echo $((6 * 7))").stdout == "42\n"
+    assert clone.serial.session.token == waiting.token
+
+
+def test_a_port_of_a_clone_is_reached_from_outside(clone: Guest) -> None:
+    clone.succeed("mkdir /tmp/www; echo from a clone >/tmp/www/index.html; httpd -p 80 -h /tmp/www")
+    with urllib.request.urlopen(clone.url(80), timeout=60) as answer:  # noqa: S310  our own address
+        assert answer.read() == b"from a clone\n"
+    assert "10.0.2.15" in clone.succeed("ip -4 address show")
+    clone.succeed("ping -c 1 -W 5 10.0.2.2")
+
+
+def test_the_console_of_a_clone_begins_with_the_boot_of_its_template(clone: Guest) -> None:
+    clone.serial.run("echo of the clone")
+    transcript = clone.machine.transcript.read_text()
+    assert transcript.index("micro: ready") < transcript.index("of the clone")
+    assert "micro: ready" in clone.machine.console_log.read_text()
+
+
+# Its power
+
+
+def test_a_clone_whose_power_is_cut_boots_from_its_own_disk(clone: Guest) -> None:
+    before = clone.succeed(BOOT_ID)
+    clone.succeed("echo kept >/data/kept; sync")
+    clone.crash()
+    clone.start()
+    assert clone.succeed("cat /data/kept") == "kept\n"
+    assert clone.succeed(BOOT_ID) != before
+
+
+def test_a_reset_starts_a_clone_from_its_template_again(clone: Guest) -> None:
+    before = clone.succeed(BOOT_ID)
+    clone.succeed("echo x >/data/x; echo x >/tmp/x; sync")
+    clone.reset()
+    clone.fail("ls /data/x /tmp/x")
+    assert clone.succeed(BOOT_ID) == before
+    assert [event.name for event in clone.machine.journal.of("guest", "phase")].count("clone") == 2
+
+
+def test_a_clone_is_reset_while_it_writes_to_its_disk(clone: Guest) -> None:
+    for _ in range(3):
+        clone.succeed("(while :; do dd if=/dev/urandom of=/data/much bs=64k count=99; sync; done) >/tmp/log 2>&1 &")
+        clone.wait_for_file("/data/much")
+        clone.reset()
+        assert clone.succeed("ls /data") == "lost+found\n"
+    assert "error" not in clone.succeed("dmesg | grep -i ext4")
+
+
+def test_a_clone_can_be_set_back_to_a_snapshot(clone: Guest) -> None:
+    clone.succeed("echo before >/tmp/file")
+    clone.snapshot("before")
+    clone.succeed("echo after >/tmp/file")
+    clone.revert("before")
+    assert clone.succeed("cat /tmp/file") == "before\n"
+
+
+# What it costs, and what it may be
+
+
+def test_a_clone_adds_little_memory(clone: Guest) -> None:
+    clone.succeed("true")
+    mapped = _mapping((qemu_of(clone) / "smaps").read_text(), frozen(clone).memory)
+    assert int(mapped["Size"]) * 1024 == clone.spec.memory
+    assert int(mapped["Private_Dirty"]) * 1024 < clone.spec.memory * 0.15
+
+
+def _mapping(smaps: str, file: Path) -> dict[str, str]:
+    """What is told of the one mapping of a file: kilobytes by name."""
+    (part,) = [part for part in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps) if str(file) in part]
+    return dict(re.findall(r"^(\w+): +(\d+) kB$", part, re.MULTILINE))
+
+
+def test_a_clone_has_every_disk_and_disc_of_its_template(clones: Launcher, tmp_path: Path) -> None:
+    disc = tmp_path / "disc.iso"
+    disc.write_bytes(b"on a disc".ljust(2**20, b"\0"))
+    keys = {"disks": [{"size": "16MiB"}], "cdrom": str(disc), "seed": True, "vcpus": 2}
+    with started(clones, **keys) as first:
+        assert frozen(first)
+        assert first.succeed("head -c 9 /dev/sr0") == "on a disc"
+        first.succeed("echo spoilt >/dev/vdb; sync")
+        assert first.succeed("head -c 6 /dev/vdb") == "spoilt"
+    with started(clones, **keys) as second:
+        assert second.succeed("head -c 4 /dev/vdb | od -An -tx1").split() == ["00"] * 4
+        assert second.succeed("grep -c ^processor /proc/cpuinfo") == "2\n"
+        second.succeed("blkid | grep -i cidata")
+
+
+@pytest.mark.skipif(not list(Path("/usr/share/OVMF").glob("OVMF_VARS*.fd")), reason="OVMF is not installed")
+def test_a_guest_with_uefi_is_cloned_with_its_variables(clones: Launcher) -> None:
+    with started(clones, firmware="uefi") as guest:
+        assert frozen(guest)
+        assert guest.succeed("test -d /sys/firmware/efi && echo uefi") == "uefi\n"
+        guest.crash()
+        guest.start()
+        assert guest.succeed("uname") == "Linux\n"
+
+
+def test_a_guest_with_a_serial_line_only_is_cloned(clones: Launcher) -> None:
+    for _ in range(2):
+        with started(clones, login={"channel": "serial"}, networks=[]) as guest:
+            assert frozen(guest)
+            guest.succeed("test ! -e /tmp/x && touch /tmp/x")
