@@ -43,9 +43,14 @@ def rank_test(before: Sequence[float], after: Sequence[float]) -> RankTest:
     """
     first, second = _thinned(before), _thinned(after)
     sizes = len(first), len(second)
-    enough = min(sizes) >= _FEWEST and 1 / math.comb(sum(sizes), sizes[1]) <= SIGNIFICANT
+    enough = can_be_significant(*sizes)
     shift = statistics.median([b - a for a in first for b in second]) if min(sizes) else 0.0
     return RankTest(*sizes, _chance(first, second) if min(sizes) else 1.0, shift, enough)
+
+
+def can_be_significant(before: int, after: int) -> bool:
+    """Whether samples of these sizes can be significant at all, however far apart they are."""
+    return min(before, after) >= _FEWEST and 1 / math.comb(before + after, after) <= SIGNIFICANT
 
 
 def _thinned(values: Sequence[float]) -> list[float]:

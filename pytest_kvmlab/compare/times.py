@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pytest_kvmlab.compare.rank_test import SIGNIFICANT, RankTest, holm, rank_test
+from pytest_kvmlab.compare.rank_test import SIGNIFICANT, RankTest, can_be_significant, holm, rank_test
 from pytest_kvmlab.compare.systems import label
 from pytest_kvmlab.spec.run_record import RunRecord
 
-Verdict = Literal["slower", "faster", "as before", "too few samples"]
+Verdict = Literal["slower", "faster", "as before", "too few samples", "busier machine"]
 # What is less matters to nobody, however sure it is.
 _LEAST_SHARE = 0.1
 _LEAST_SECONDS = 0.05
+# A machine on which tasks wait for a processor so much more of the time than ever before gives no verdict.
+_MORE_PRESSURE_SHARE, _MORE_PRESSURE = 1.25, 0.05
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,52 @@ Samples = Mapping[tuple[str, str], Sequence[Sequence[float]]]
 def phase_times(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> list[PhaseTimes]:
     """Compare each phase that both sides have.
 
+    Where both sides have runs enough, each run counts once, by its median: what differs between runs, such as
+    how busy the machine is, is in the samples then. Else all samples are pooled, and a run in which the
+    machine was busier than ever before gives no verdict.
+
     Args:
         before: the runs to compare with.
         after: the runs of now.
     """
     earlier, later = samples(before), samples(after)
-    common = [key for key in earlier if key in later]
-    slower = [rank_test(_pooled(earlier[key]), _pooled(later[key])) for key in common]
-    faster = [rank_test(_pooled(later[key]), _pooled(earlier[key])) for key in common]
+    pairs = [_Pair(*key, earlier[key], later[key]) for key in earlier if key in later]
+    slower = _corrected([rank_test(pair.compared[0], pair.compared[1]) for pair in pairs])
+    faster = _corrected([rank_test(pair.compared[1], pair.compared[0]) for pair in pairs])
+    busier = _busier(before, after)
     return [
-        _judged(key, earlier[key], later[key], up, down)
-        for key, up, down in zip(common, _corrected(slower), _corrected(faster), strict=True)
+        _judged(pair, up, down, busier=busier and not pair.by_run)
+        for pair, up, down in zip(pairs, slower, faster, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One phase on both sides: the samples of each run."""
+
+    subject: str
+    phase: str
+    before: Sequence[Sequence[float]]
+    after: Sequence[Sequence[float]]
+
+    @property
+    def by_run(self) -> bool:
+        """Whether there are runs enough for each to count once."""
+        return can_be_significant(len(self.before), len(self.after))
+
+    @property
+    def compared(self) -> tuple[list[float], list[float]]:
+        """What the rank test is given."""
+        if self.by_run:
+            return _medians(self.before), _medians(self.after)
+        return _pooled(self.before), _pooled(self.after)
+
+    @property
+    def noise(self) -> float:
+        """What it has to be slower by: a tenth, and, of a single run, more than the runs before differ by."""
+        least = max(_LEAST_SECONDS, _LEAST_SHARE * statistics.median(_pooled(self.before)))
+        medians = _medians(self.before)
+        return least if self.by_run else max(least, max(medians) - min(medians))
 
 
 def samples(runs: Sequence[RunRecord]) -> Samples:
@@ -90,6 +126,18 @@ def _pooled(of_runs: Sequence[Sequence[float]]) -> list[float]:
     return [value for values in of_runs for value in values]
 
 
+def _medians(of_runs: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.median(values) for values in of_runs]
+
+
+def _busier(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> bool:
+    earlier, later = ([run.host.cpu_pressure for run in side if run.host] for side in (before, after))
+    known = [[share for share in side if share is not None] for side in (earlier, later)]
+    if not all(known):
+        return False
+    return max(known[1]) > max(known[0]) * _MORE_PRESSURE_SHARE + _MORE_PRESSURE
+
+
 def _corrected(tests: Sequence[RankTest]) -> list[tuple[RankTest, float]]:
     """Only what could be significant counts as a question."""
     asked = iter(holm([test.p for test in tests if test.enough]))
@@ -97,27 +145,17 @@ def _corrected(tests: Sequence[RankTest]) -> list[tuple[RankTest, float]]:
 
 
 def _judged(
-    key: tuple[str, str],
-    before: Sequence[Sequence[float]],
-    after: Sequence[Sequence[float]],
-    slower: tuple[RankTest, float],
-    faster: tuple[RankTest, float],
+    pair: _Pair, slower: tuple[RankTest, float], faster: tuple[RankTest, float], *, busier: bool
 ) -> PhaseTimes:
     test, p = slower
-    noise = _noise(before)
     verdict: Verdict = "as before"
     if not test.enough:
         verdict = "too few samples"
-    elif p <= SIGNIFICANT and test.shift > noise:
+    elif busier:
+        verdict = "busier machine"
+    elif p <= SIGNIFICANT and test.shift > pair.noise:
         verdict = "slower"
-    elif faster[1] <= SIGNIFICANT and -test.shift > noise:
+    elif faster[1] <= SIGNIFICANT and -test.shift > pair.noise:
         verdict = "faster"
-    pooled = tuple(_pooled(before)), tuple(_pooled(after))
-    return PhaseTimes(*key, *pooled, verdict, min(p, faster[1]), test.shift)
-
-
-def _noise(of_runs: Sequence[Sequence[float]]) -> float:
-    """What a phase has to be slower by: a tenth, and more than the runs before differed among themselves."""
-    medians = [statistics.median(values) for values in of_runs]
-    least = _LEAST_SHARE * statistics.median(_pooled(of_runs))
-    return max(_LEAST_SECONDS, least, max(medians) - min(medians))
+    pooled = tuple(_pooled(pair.before)), tuple(_pooled(pair.after))
+    return PhaseTimes(pair.subject, pair.phase, *pooled, verdict, min(p, faster[1]), test.shift)

@@ -80,6 +80,8 @@ PATTERNS = (
 
 TRIGGERS = tuple(dict.fromkeys(pattern.trigger for pattern in PATTERNS))
 
+# What follows says in a warning's own words what is wrong; the line that calls it a warning comes after.
+CUT = "[ cut here ]"
 # Where a report of registers and calls ends.
 ENDS = ("</TASK>", "---[ end ")
 # What an oops says after its first line, and so is no complaint of its own.

@@ -8,18 +8,19 @@ import re
 from collections.abc import Iterable, Iterator
 
 from pytest_kvmlab.kernel_log.finding import Finding, Kind
-from pytest_kvmlab.kernel_log.patterns import CONTINUED, ENDS, PATTERNS, TRIGGERS, WHERE, Pattern
+from pytest_kvmlab.kernel_log.patterns import CONTINUED, CUT, ENDS, PATTERNS, TRIGGERS, WHERE, Pattern
 
 MOST_FINDINGS = 200
 MOST_STACK_LINES = 60
 _MOST_LINES_BETWEEN = 200
+_MOST_PREFACE_LINES = 5
 _LONGEST_LINE = 4096
 _LONGEST_SHOWN = 300
 _BLOCK = 65536
 # A report is printed at once; what comes later is of something else.
 _REPORT_SECONDS = 1.0
 
-_TRIGGERS = tuple(trigger.encode() for trigger in TRIGGERS)
+_TRIGGERS = tuple(trigger.encode() for trigger in (*TRIGGERS, CUT))
 # ECMA-48: control sequences, and escapes of two characters.
 _ESCAPE = re.compile(r"\x1b(\[[0-?]{0,64}[ -/]{0,8}[@-~]|[@-Z\\-_])")
 # printk's time, the caller that CONFIG_PRINTK_CALLER adds, and the level of `dmesg --raw`. A message may
@@ -76,11 +77,12 @@ class _Findings:
     def __init__(self) -> None:
         self._done: list[Finding] = []
         self._report: _Report | None = None
+        self._preface: list[str] | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether the next lines may belong to what was found."""
-        return self._report is not None
+        return self._report is not None or self._preface is not None
 
     @property
     def full(self) -> bool:
@@ -88,16 +90,23 @@ class _Findings:
 
     def add(self, line: bytes) -> None:
         told = any(trigger in line for trigger in _TRIGGERS)
-        if self._report is None and not told:
+        if not self.is_open and not told:
             return
         time, text = _read(line)
+        if CUT in text:
+            self._end()
+            self._preface = []
+            return
         pattern = _complaint(text) if told else None
         if self._report and not self._report.takes(time, text, pattern):
             self._end()
         if pattern and self._report is None and not self.full:
-            self._report = _Report(pattern.kind, time, text)
+            self._report = _Report(pattern.kind, time, text, self._preface or [])
+            self._preface = None
             if not pattern.report:
                 self._end()
+        elif self._preface is not None:
+            self._preface = [*self._preface, text] if len(self._preface) < _MOST_PREFACE_LINES else None
 
     def _end(self) -> None:
         if self._report:
@@ -112,10 +121,10 @@ class _Findings:
 class _Report:
     """A complaint and the lines after it that belong to it."""
 
-    def __init__(self, kind: Kind, time: float | None, title: str) -> None:
+    def __init__(self, kind: Kind, time: float | None, title: str, preface: list[str]) -> None:
         self._kind, self._time, self._title = kind, time, title
         self._where = ""
-        self._stack: list[str] = []
+        self._stack = preface
         self._between = 0
         self._ended = False
 

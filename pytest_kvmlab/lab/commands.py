@@ -77,7 +77,8 @@ class Commands:
             case "ssh":
                 return self._ssh.connected
             case "serial":
-                return self.machine.was_on and self.serial.session is not None
+                on = self.machine.was_on and not self.machine.console.ended
+                return on and self.serial.session is not None
             case "none":
                 return False
 

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,13 +11,41 @@ from pytest_kvmlab.lab.run import Run
 from pytest_kvmlab.spec.run_record import HostRecord
 
 _CPUINFO = Path("/proc/cpuinfo")
+_PRESSURE = Path("/proc/pressure/cpu")
 
 
-def host_record(run: Run) -> HostRecord:
+class CpuPressure:
+    """How much of the time, from now on, some task waits for a processor.
+
+    From the kernel's pressure stall information (Documentation/accounting/psi.rst).
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._before = _waited()
+
+    def share(self) -> float | None:
+        """The share since this object was made, 0 to 1; None if the kernel does not tell."""
+        now, elapsed = _waited(), time.monotonic() - self._started
+        if now is None or self._before is None or elapsed <= 0:
+            return None
+        return min(1.0, (now - self._before) / elapsed)
+
+
+def _waited() -> float | None:
+    """Seconds since the machine was started in which some task waited."""
+    with suppress(OSError):
+        if found := re.search(r"some .*total=([0-9]+)", _PRESSURE.read_text()):
+            return int(found[1]) / 1e6
+    return None
+
+
+def host_record(run: Run, pressure: CpuPressure) -> HostRecord:
     """Describe where the guests of a run are.
 
     Args:
         run: this process's part in it.
+        pressure: measured since the run began.
     """
     machine, cpu = platform.uname(), _cpuinfo()
     return HostRecord(
@@ -29,6 +59,7 @@ def host_record(run: Run) -> HostRecord:
         qemu=run.versions.qemu,
         accelerator=run.verdict.accel,
         accelerator_why=run.verdict.why,
+        cpu_pressure=pressure.share(),
     )
 
 

@@ -13,7 +13,7 @@ from pytest_kvmlab.kernel_log.scanner import scan
 from pytest_kvmlab.kernel_log.taint import flags, taint_findings
 from pytest_kvmlab.lab.commands import Commands
 
-_QUESTION_SECONDS = 5.0
+_QUESTION_SECONDS = 2.0
 _PIECE_BYTES = 2**20
 
 

@@ -79,6 +79,7 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     from pytest_kvmlab.plugin.recording import Recording  # noqa: PLC0415
     from pytest_kvmlab.plugin.reporting import LabReporting  # noqa: PLC0415
     from pytest_kvmlab.plugin.resets import Resets  # noqa: PLC0415
+    from pytest_kvmlab.plugin.run_report import RunReport  # noqa: PLC0415
     from pytest_kvmlab.plugin.session import LabSession  # noqa: PLC0415
 
     session = LabSession(config, options)
@@ -88,6 +89,7 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     config.pluginmanager.register(KernelChecks(session), "kvmlab-kernel-checks")
     recording = Recording(session)
     config.pluginmanager.register(Comparing(session, recording), "kvmlab-comparing")
+    config.pluginmanager.register(RunReport(session, recording), "kvmlab-run-report")
     config.pluginmanager.register(recording, "kvmlab-recording")
 
 

@@ -57,11 +57,13 @@ class KernelChecks:
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Show what was found in this phase, excused or not."""
+        """Show what was found in this phase, excused or not: in a section, and to JUnit as properties."""
+        fresh = item.stash.get(FRESH, [])
+        item.stash[FRESH] = []
+        item.user_properties += [(f"kvmlab.{each.guest}.complaint", each.finding.identity) for each in fresh]
         report = yield
-        if fresh := item.stash.get(FRESH, []):
+        if fresh:
             report.sections.append(("kvmlab: kernel", describe_complaints(fresh)))
-            item.stash[FRESH] = []
         return report
 
     def _look(self, item: pytest.Item) -> None:

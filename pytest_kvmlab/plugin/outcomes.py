@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import get_args
 
 import pytest
 
-from pytest_kvmlab.spec.run_record import GuestRecord, Outcome, TestRecord
+from pytest_kvmlab.spec.run_record import GuestRecord, Outcome, Phase, TestRecord
 
+_PHASES: tuple[Phase, ...] = get_args(Phase)
 _LONGEST_MESSAGE = 4000
 _INFRASTRUCTURE = ("kvmlab.failure", "infrastructure")
 
@@ -41,7 +43,7 @@ class TestReports:
             id=self.id,
             outcome=self._outcome(),
             started=self._reports[0].start,
-            seconds={report.when or "call": report.duration for report in self._reports},
+            seconds={phase: each.duration for phase in _PHASES if (each := self._of(phase))},
             message="\n".join(self._messages())[:_LONGEST_MESSAGE],
             infrastructure=any(_INFRASTRUCTURE in report.user_properties for report in self._reports),
             attempts=self.attempts,
@@ -50,15 +52,25 @@ class TestReports:
 
     def _outcome(self) -> Outcome:
         """A failed call counts more than what went wrong before or after it."""
-        reports = sorted(self._reports, key=lambda report: report.when != "call")
-        if failed := next((report for report in reports if report.failed), None):
-            return "failed" if failed.when == "call" else "error"
-        if expected := next((report for report in reports if hasattr(report, "wasxfail")), None):
+        call = self._of("call")
+        if call and call.failed:
+            return "failed"
+        if any(report.failed for report in self._reports):
+            return "error"
+        if expected := next((report for report in self._reports if hasattr(report, "wasxfail")), None):
             return "xfailed" if expected.skipped else "xpassed"
-        return "skipped" if any(report.skipped for report in reports) else "passed"
+        if any(report.skipped for report in self._reports):
+            return "skipped"
+        return "passed" if call else "error"
+
+    def _of(self, phase: Phase) -> pytest.TestReport | None:
+        return next((report for report in self._reports if report.when == phase), None)
 
     def _messages(self) -> Iterator[str]:
+        if not self._of("teardown"):
+            yield "the test did not end"
         for report in self._reports:
             if report.failed:
                 crash = getattr(report.longrepr, "reprcrash", None)
-                yield str(crash.message if crash else report.longrepr)
+                # Bytes that are no UTF-8 are lone surrogates in Python; JSON has no such thing.
+                yield str(crash.message if crash else report.longrepr).encode(errors="replace").decode()

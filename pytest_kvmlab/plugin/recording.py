@@ -13,7 +13,7 @@ import pytest
 from pytest_kvmlab.errors import KvmlabError
 from pytest_kvmlab.kernel_log.question import Answer
 from pytest_kvmlab.lab.guest import Guest
-from pytest_kvmlab.lab.host_facts import host_record
+from pytest_kvmlab.lab.host_facts import CpuPressure, host_record
 from pytest_kvmlab.lab.whole_file import write_whole
 from pytest_kvmlab.plugin.accounts import ACCOUNTS, GuestAccount
 from pytest_kvmlab.plugin.outcomes import TestReports
@@ -38,6 +38,7 @@ class Recording:
     def __init__(self, session: LabSession) -> None:
         self._session = session
         self._started = time.time()
+        self._pressure = CpuPressure()
         self._tests: dict[str, TestReports] = {}
         self._systems: dict[str, SystemRecord] = {}
         self._written_events: WeakKeyDictionary[Guest, int] = WeakKeyDictionary()
@@ -121,7 +122,7 @@ class Recording:
 
     def _host(self) -> HostRecord | None:
         try:
-            return host_record(self._session.run)
+            return host_record(self._session.run, self._pressure)
         except KvmlabError:
             return None
 

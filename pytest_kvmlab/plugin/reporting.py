@@ -9,6 +9,7 @@ import pytest
 
 from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
 from pytest_kvmlab.plugin import kernel_checks
+from pytest_kvmlab.plugin.html_extras import add_pictures
 from pytest_kvmlab.plugin.session import EVIDENCE, FAILED, LabSession, told_without_traceback
 from pytest_kvmlab.report.evidence import Evidence, describe
 from pytest_kvmlab.report.kept import kept_lines
@@ -50,7 +51,10 @@ class LabReporting:
         report = yield
         if report.failed:
             self._note_failure(item, call)
-            report.sections += [(f"kvmlab: guest {each.guest}", describe(each)) for each in self._see(item)]
+            seen = list(self._see(item))
+            report.sections += [(f"kvmlab: guest {each.guest}", describe(each)) for each in seen]
+            if item.config.pluginmanager.hasplugin("html"):
+                add_pictures(report, seen)
             if infrastructure:
                 report.sections.append(("kvmlab: infrastructure", _no_verdict(infrastructure)))
         return report

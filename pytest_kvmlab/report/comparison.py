@@ -54,6 +54,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
     failing = sum(test.change == "still failing" for test in comparison.tests)
     if failing:
         yield f"{failing} tests fail as before"
+    if any(times.verdict == "busier machine" for times in comparison.times):
+        yield "the machine was busier than in any run before: no verdict on times; run again, or more often"
     few = [times for times in comparison.times if times.verdict == "too few samples"]
     yield f"{len(comparison.times) - len(few)} phases compared"
     if few:

@@ -32,7 +32,7 @@ def describe_complaints(complaints: Iterable[Complaint]) -> str:
 def failure_of(complaints: Iterable[Complaint]) -> str:
     """What fails a test whose kernels complained: each complaint without an excuse, and what to do."""
     groups = [group for group in same_complaints(complaints) if not group[0].excuse.holds]
-    lines = [f"  {_headline(group)}" for group in groups]
+    lines = [f"  {line}" for group in groups for line in _summary(group)]
     first = groups[0][0].finding
     return "\n".join(
         [
@@ -59,8 +59,12 @@ def _headline(group: list[Complaint]) -> str:
     return f"{group[0].guest}: {finding.kind}: {finding.title}{place}{times}"
 
 
-def _lines(group: list[Complaint]) -> Iterator[str]:
+def _summary(group: list[Complaint]) -> Iterator[str]:
     yield _headline(group)
     if why := group[0].excuse.why:
         yield f"  {why}"
+
+
+def _lines(group: list[Complaint]) -> Iterator[str]:
+    yield from _summary(group)
     yield from (f"    {line}" for line in group[0].finding.stack[:_SHOWN_STACK_LINES])

@@ -60,6 +60,7 @@ def guest_record(
             CardRecord(network=keys.name or keys.mode, mac=card.mac)
             for keys, card in zip(guest.spec.networks, guest.nics, strict=False)
         ),
+        dongles=tuple(keys.called for keys in guest.spec.usb),
         tainted=flags(answer.tainted) if answer else "",
         system=system_record(answer)[0] if answer else "",
         phases=(*_phases(template, "template "), *_phases(events)),

@@ -49,6 +49,7 @@ class Options:
         known_issues: the file of issues that are known, and no failure for a time.
         baseline: what the run is compared with at its end: a name, or a path.
         fail_on: what gives the run a status of failure.
+        report: where to write a page about the run.
     """
 
     lab: bool
@@ -68,6 +69,7 @@ class Options:
     known_issues: Path | None
     baseline: str | None
     fail_on: FailOn
+    report: Path | None
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,9 @@ OPTIONS = (
         _one_of("failure", "regression", "slowdown"),
         "what fails the run: failure, or, compared with the baseline, regression or slowdown",
         "WHAT",
+    ),
+    Option(
+        "report", "", _optional_path, "write a page about the run there (needs the extra 'report')", "FILE"
     ),
 )
 """The options that take a value; the switch `--kvm-lab` stands apart because no ini file may turn it on."""

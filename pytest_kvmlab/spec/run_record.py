@@ -57,7 +57,7 @@ class Record(BaseModel):
 
 
 class HostRecord(Record):
-    """Where the guests were."""
+    """Where the guests were; `cpu_pressure` is the share of the run in which tasks waited for a processor."""
 
     kernel: str
     architecture: str
@@ -69,6 +69,7 @@ class HostRecord(Record):
     qemu: str
     accelerator: str
     accelerator_why: str
+    cpu_pressure: float | None = None
 
 
 class DeviceRecord(Record):
@@ -124,6 +125,7 @@ class GuestRecord(Record):
     kernel: str
     folder: str
     networks: tuple[CardRecord, ...]
+    dongles: tuple[str, ...] = ()
     tainted: str
     system: str
     phases: tuple[PhaseRecord, ...]

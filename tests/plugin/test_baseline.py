@@ -161,8 +161,10 @@ def test_the_command_compares_files_folders_and_baselines(saved: Project) -> Non
 
 
 def test_the_command_prints_json_and_the_schema(saved: Project) -> None:
-    (found,) = json.loads(kvmlab(saved, "compare", "first", "kvmlab-artifacts", "--json").stdout)
+    sides = ["first", "kvmlab-artifacts", "--html", "page.html"]
+    (found,) = json.loads(kvmlab(saved, "compare", *sides, "--json").stdout)
     assert found["regressions"] == []
+    assert "nothing is worse than before" in (saved.folder / "page.html").read_text()
     assert json.loads(kvmlab(saved, "baseline", "schema").stdout)["title"] == "pytest-kvmlab run"
 
 

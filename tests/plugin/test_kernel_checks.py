@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.plugin.project import Project, section_of
+from tests.plugin.project import Project, junit_properties, section_of
 
 ALONE = """
 import pytest
@@ -78,6 +78,7 @@ until = 2999-12-31
 @dataclass
 class CheckedRun:
     result: pytest.RunResult
+    properties: dict[str, dict[str, str]]
 
     def told(self, test: str) -> str:
         return section_of(str(self.result.stdout), test)
@@ -88,8 +89,9 @@ def checked_run(module_project: Project) -> CheckedRun:
     module_project.write("test_alone.py", ALONE)
     module_project.write("test_shared.py", SHARED)
     module_project.write("known.toml", KNOWN)
-    arguments = ["-n2", "--dist=loadfile", "-rP", "--kvm-known-issues=known.toml"]
-    return CheckedRun(module_project.pytest("--kvm-lab", *arguments))
+    arguments = ["-n2", "--dist=loadfile", "-rP", "--kvm-known-issues=known.toml", "--junitxml=junit.xml"]
+    result = module_project.pytest("--kvm-lab", *arguments)
+    return CheckedRun(result, junit_properties(module_project.folder / "junit.xml"))
 
 
 def test_only_unexcused_complaints_fail(checked_run: CheckedRun) -> None:
@@ -130,6 +132,12 @@ def test_what_comes_while_a_test_is_taken_down_is_an_error(checked_run: CheckedR
 @pytest.mark.parametrize(("test", "why"), [("test_expected", "expected"), ("test_known", "planted (https")])
 def test_an_excused_complaint_is_shown_with_its_excuse(checked_run: CheckedRun, test: str, why: str) -> None:
     assert why in checked_run.told(test).partition("kvmlab: kernel")[2]
+
+
+def test_junit_properties_have_the_complaints(checked_run: CheckedRun) -> None:
+    found = checked_run.properties["test_panic"]["kvmlab.guest.complaint"]
+    assert found == "panic: Kernel panic - not syncing: sysrq triggered crash"
+    assert "kvmlab.guest.complaint" not in checked_run.properties["test_quiet"]
 
 
 def test_a_wrong_file_of_known_issues_is_a_usage_error(project: Project) -> None:

@@ -9,6 +9,7 @@ from pytest_kvmlab.spec.run_record import (
     DeviceRecord,
     FindingRecord,
     GuestRecord,
+    HostRecord,
     Outcome,
     PhaseRecord,
     RunRecord,
@@ -88,14 +89,34 @@ def system(
     return SystemRecord(kernel=kernel, modules=modules, devices=tuple(devices))
 
 
-def run(*tests: TestRecord, systems: Mapping[str, SystemRecord] | None = None) -> RunRecord:
+def host(pressure: float | None) -> HostRecord:
+    return HostRecord(
+        kernel="6.1.0-1-amd64",
+        architecture="x86_64",
+        processor="",
+        microcode="",
+        processors=2,
+        kind="private",
+        libvirt="9.0.0",
+        qemu="7.2.0",
+        accelerator="kvm",
+        accelerator_why="",
+        cpu_pressure=pressure,
+    )
+
+
+def run(
+    *tests: TestRecord,
+    systems: Mapping[str, SystemRecord] | None = None,
+    pressure: float | None = None,
+) -> RunRecord:
     return RunRecord(
         plugin="0.1.0",
         suite="shop",
         started=datetime(2026, 1, 1, tzinfo=UTC),
         seconds=60.0,
         exit_status=0,
-        host=None,
+        host=host(pressure),
         systems=systems or {},
         tests=tests,
     )

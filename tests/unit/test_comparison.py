@@ -128,12 +128,18 @@ def test_what_was_not_always_there_is_not_lost() -> None:
     assert found.losses == ()
 
 
-def timed(chance: random.Random, count: int, *, ready: float = 2.0, drift: float = 1.0) -> RunRecord:
+def timed(
+    chance: random.Random,
+    count: int,
+    *,
+    ready: float = 2.0,
+    drift: float = 1.0,
+    pressure: float | None = None,
+) -> RunRecord:
     """A run whose guests take as long as guests do: some always longer than most."""
     times = [drift * (ready + chance.expovariate(10) + abs(chance.gauss(0, 0.05))) for _ in range(count)]
-    return run(
-        *(case(f"test_{at}", "passed", guest(phases={"ready": each})) for at, each in enumerate(times))
-    )
+    tests = [case(f"test_{at}", "passed", guest(phases={"ready": each})) for at, each in enumerate(times)]
+    return run(*tests, pressure=pressure)
 
 
 def judged(found: Comparison) -> PhaseTimes:
@@ -157,6 +163,41 @@ def test_an_unchanged_suite_raises_no_alarm(seed: int) -> None:
     found = compared(runs[:5], runs[5:])
     assert [found.slowdowns, found.regressions] == [[], []]
     assert verdict(found) == "nothing is worse than before"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_runs_that_were_slow_as_a_whole_are_no_alarm_where_runs_are_many(seed: int) -> None:
+    chance = luck(seed)
+    runs = [timed(chance, 15, drift=chance.choice([1.0, 1.0, 1.5, 2.0])) for _ in range(12)]
+    assert compared(runs[:6], runs[6:]).slowdowns == []
+
+
+def test_where_runs_are_many_a_phase_that_happens_once_in_each_is_judged() -> None:
+    chance = luck(0)
+    before, after = ([timed(chance, 1, ready=ready) for _ in range(6)] for ready in (2.0, 2.6))
+    assert judged(compared(before, after)).verdict == "slower"
+
+
+@pytest.mark.parametrize(
+    ("pressures", "verdict"),
+    [
+        ((0.1, 0.12), "slower"),
+        ((0.1, 0.4), "busier machine"),
+        ((None, 0.4), "slower"),
+        ((0.1, None), "slower"),
+    ],
+)
+def test_a_single_run_on_a_busier_machine_is_not_judged(
+    pressures: tuple[float | None, float | None], verdict: str
+) -> None:
+    chance = luck(0)
+    before, after = (
+        timed(chance, 12, ready=ready, pressure=pressure)
+        for ready, pressure in zip((2.0, 2.6), pressures, strict=True)
+    )
+    found = compared([before], [after])
+    assert judged(found).verdict == verdict
+    assert any("busier" in note for note in notes(found)) is (verdict == "busier machine")
 
 
 def test_what_is_faster_is_told() -> None:

@@ -120,6 +120,18 @@ def test_every_form_of_a_line_is_found(prefix: bytes) -> None:
     ]
 
 
+def test_a_warning_has_its_own_words_before_its_stack() -> None:
+    data = recorded("warning").replace(b"] WARNING", b"] the answer is 42\n[   62.700000] WARNING")
+    (found,) = scan([data])
+    assert found.stack[0] == "the answer is 42"
+
+
+def test_words_without_a_complaint_are_forgotten() -> None:
+    cut = b"[    1.000000] ------------[ cut here ]------------\n"
+    (found,) = scan([cut, b"[    1.000000] chatter\n" * 9, PANIC])
+    assert found.stack == ()
+
+
 def test_a_stack_leaves_out_other_peoples_lines_and_ends_with_its_report() -> None:
     lines = [
         PANIC,

@@ -47,6 +47,7 @@ DOORS = {
     "rich": ("cli/*.py", "report/*.py", "plugin/*.py"),
     "platformdirs": ("lab/run.py", "lab/baselines.py"),
     "jinja2": ("report/*.py",),
+    "markupsafe": ("report/*.py",),
     "matplotlib": ("report/*.py",),
     "pytest": ("plugin/*.py", "fixtures/*.py"),
 }

@@ -43,6 +43,7 @@ def test_every_field_has_an_option_and_a_default() -> None:
         known_issues=None,
         baseline=None,
         fail_on="failure",
+        report=None,
     )
 
 
