@@ -48,7 +48,9 @@ def read_corpus() -> list[bytes]:
 def write_corpus(attempts: Iterable[bytes]) -> None:
     """Keep these with the tests, the short ones first."""
     lines = sorted({attempt.hex() for attempt in attempts}, key=lambda line: (len(line), line))
-    CORPUS.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+    fresh = CORPUS.with_suffix(".new")
+    fresh.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+    fresh.replace(CORPUS)  # an interrupted run leaves the old ones
 
 
 def check(attempt: bytes) -> None:

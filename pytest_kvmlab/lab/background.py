@@ -49,7 +49,11 @@ class Background:
 
     def later(self, source: str, undo: ExitStack) -> None:
         """End contexts in the background."""
-        ending = self._threads.submit(undo.close)
+        try:
+            ending = self._threads.submit(undo.close)
+        except RuntimeError:  # an interrupted run lets go of shared guests after it has waited for the others
+            undo.close()
+            return
         with self._lock:
             self._ending[ending] = source
 

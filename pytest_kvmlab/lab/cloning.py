@@ -148,8 +148,8 @@ class Cloning:
 def _thaw(guest: Guest) -> None:
     try:
         guest.thaw()
-    except KvmlabError as error:
-        raise NoClones(f"a clone of {guest.name} did not start: {error.message}") from error
+    except (KvmlabError, WaitTimeout) as error:
+        raise NoClones(f"a clone of {guest.name} did not start: {_first_line(error)}") from error
 
 
 def _freeze(up: Together, place: Place) -> Sequence[Frozen]:

@@ -13,6 +13,7 @@ from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.manifest import DISKS, LOCK, TREE, Manifest
 
 _GUEST_DISK = DISKS["qcow2"]
+_MOST_BETWEEN = 3  # disks between a guest of ours and its image: none, or a template's
 
 
 def copy(source: Image, name: str, store: Store, *, replace: bool = False, progress: Progress) -> Image:
@@ -130,15 +131,20 @@ def _other_image(manifest: Manifest, store: Store) -> bool:
 
 
 def _image_below(disk: Path, store: Store) -> Image:
-    backing = qemu_img.info(disk, "qcow2").backing
-    base = store.holder(Path(backing)) if backing else None
-    if base is None:
-        raise ImageError(
-            f"the disk {disk} stands on no image of this store",
-            "name the guest's store with --store; a guest of a file given by --kvm-image cannot be saved",
-            looked_at=[backing or "it has no backing file", store.root],
-        )
-    return base
+    """The image that a disk stands on, be it by way of the disk of the guest that it is a clone of."""
+    below = [disk]
+    for _ in range(_MOST_BETWEEN):
+        backing = qemu_img.info(below[-1], "qcow2").backing
+        if backing is None:
+            break
+        if base := store.holder(Path(backing)):
+            return base
+        below.append(Path(backing))
+    raise ImageError(
+        f"the disk {disk} stands on no image of this store",
+        "name the guest's store with --store; a guest of a file given by --kvm-image cannot be saved",
+        looked_at=[*below[1:], store.root],
+    )
 
 
 def _of_guest(base: Image, name: str, image: Path) -> Manifest:

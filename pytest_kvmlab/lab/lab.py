@@ -110,6 +110,8 @@ class Lab(Mapping[str, Guest]):
             GuestError: one does not get ready again.
         """
         for guest in self.guests.values():
+            guest.crash()  # first all of them: what one says now is not for what the others become
+        for guest in self.guests.values():
             guest.reset()
 
     def __getitem__(self, name: str) -> Guest:

@@ -72,6 +72,10 @@ class Launcher:
     def _hold(self, image: str) -> None:
         self._held.enter_context(self.images.use(image, guests=self))
 
+    def failures(self) -> list[Failure]:
+        """Wait until the guests of all tests that are over have ended, and tell what went wrong."""
+        return self._background.failures()
+
     def finish(self) -> list[Failure]:
         """End the clones that nobody wanted, wait until all guests have ended, and tell what went wrong."""
         self._cloning.pool.close()

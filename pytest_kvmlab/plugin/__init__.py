@@ -87,10 +87,12 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     config.pluginmanager.register(LabReporting(session), "kvmlab-reporting")
     config.pluginmanager.register(Resets(session), "kvmlab-resets")
     config.pluginmanager.register(KernelChecks(session), "kvmlab-kernel-checks")
+    # At the end of a session each of these needs what the one before has found; pytest ends the guests of an
+    # interrupted module only then, so all of them come last, in this order.
     recording = Recording(session)
+    config.pluginmanager.register(recording, "kvmlab-recording")
     config.pluginmanager.register(Comparing(session, recording), "kvmlab-comparing")
     config.pluginmanager.register(RunReport(session, recording), "kvmlab-run-report")
-    config.pluginmanager.register(recording, "kvmlab-recording")
 
 
 def _options(config: pytest.Config) -> Options:

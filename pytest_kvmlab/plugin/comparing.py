@@ -41,7 +41,7 @@ class Comparing:
             )
         return None
 
-    @pytest.hookimpl(tryfirst=True)
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Compare; a test that failed before fails the run only if failures do."""
         if self._before is None or self._recording.record is None:

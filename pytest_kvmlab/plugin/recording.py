@@ -97,7 +97,7 @@ class Recording:
             self._tests[report.nodeid].guests = tuple(map(GuestRecord.model_validate, sent["guests"]))
             self._systems |= {key: SystemRecord.model_validate(each) for key, each in sent["systems"].items()}
 
-    @pytest.hookimpl(tryfirst=True)
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the record, in the one process that has all of it."""
         if hasattr(session.config, "workerinput") or session.config.option.collectonly:

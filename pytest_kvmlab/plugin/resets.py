@@ -43,7 +43,7 @@ class Resets:
         """Count down."""
         self._session.to_come -= _wants_guest(item)
 
-    @pytest.hookimpl(tryfirst=True)
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Wait until every guest has ended; one that did not fails the run, not just any test."""
         if isinstance(opened := self._session.__dict__.get("_opened"), Run):

@@ -34,7 +34,7 @@ class RunReport:
         path = self._session.options.report
         return self._session.config.invocation_params.dir / path if path else None
 
-    @pytest.hookimpl(tryfirst=True)
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """Write the page, in the process that has the record."""
         path, record = self._path, self._recording.record

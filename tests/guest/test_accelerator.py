@@ -21,7 +21,7 @@ Launchers = Callable[[Accel], Launcher]
 
 @pytest.fixture
 def booting(launcher: Launcher) -> Launchers:
-    return lambda accel: replace(launcher, accel=accel, timeout_scale=1.0)
+    return lambda accel: _launcher(launcher, accel)
 
 
 @pytest.fixture
@@ -29,7 +29,13 @@ def without_image(launcher: Launcher, tmp_path: Path) -> Launchers:
     """Launchers whose images cannot be built: the store would be below a file."""
     (tmp_path / "file").write_text("in the way")
     images = Images(Store(tmp_path / "file" / "store"), {}, lambda _step, _share: None)
-    return lambda accel: replace(launcher, accel=accel, images=images)
+    return lambda accel: replace(_launcher(launcher, accel), images=images)
+
+
+def _launcher(launcher: Launcher, accel: Accel) -> Launcher:
+    """One with nothing in it that is in the other already."""
+    assembly = replace(launcher.assembly, accel=accel, timeout_scale=1.0)
+    return Launcher(assembly, launcher.images, launcher.capacity)
 
 
 def never(accel: Accel) -> Launcher:
@@ -79,4 +85,7 @@ def test_kvm_that_does_not_work_is_an_error_with_the_reason(without_image: Launc
 def test_the_facts_of_the_host_name_what_guests_are_started_with(
     kvm_host: HostFacts, launcher: Launcher
 ) -> None:
-    assert (kvm_host.accelerator, kvm_host.timeout_scale) == (launcher.assembly.accel, launcher.assembly.timeout_scale)
+    assert (kvm_host.accelerator, kvm_host.timeout_scale) == (
+        launcher.assembly.accel,
+        launcher.assembly.timeout_scale,
+    )

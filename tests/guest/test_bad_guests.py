@@ -48,7 +48,8 @@ def broken(
 
 
 def left_over(launcher: Launcher) -> tuple[list[str], list[str]]:
-    """Folders and domains of this worker's guests; another worker of the run has its own."""
+    """Folders and domains of this worker's guests, once those that are over have ended."""
+    assert launcher.failures() == []
     domains = launcher.assembly.host.connection._connection.listAllDomains()
     folders = launcher.assembly.host.folder.guests.glob(f"*-{launcher.assembly.worker}-*")
     names = [domain.name() for domain in domains if f"-{launcher.assembly.worker}-" in domain.name()]

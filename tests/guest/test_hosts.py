@@ -24,9 +24,10 @@ from tests.guest.unprivileged import Unprivileged
 TEST = """
 import pytest
 
-@pytest.mark.kvm(image="micro")
+@pytest.mark.kvm(image="micro", usb=[{"virtual": "licence", "id": "0a5e:2110"}])
 def test_guest(guest):
     assert guest.succeed("uname -s").strip() == "Linux"
+    assert "0a5e" in guest.succeed("cat /sys/bus/usb/devices/*/idVendor")
 """
 PYTEST = ("-m", "pytest", "--kvm-lab", "-p", "no:cacheprovider")
 KVMLAB = ("-c", "from pytest_kvmlab.cli import app; app()")

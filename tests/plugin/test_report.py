@@ -77,7 +77,7 @@ def failed_run(module_project: Project) -> FailedRun:
     module_project.write("test_shared.py", SHARED)
     arguments = ["-n2", "--dist=loadfile", "--junitxml=junit.xml", "--kvm-artifacts=artifacts"]
     # More than there is, so that it is QEMU that refuses a guest which asks for too much.
-    result = module_project.pytest("--kvm-lab", "--kvm-memory=2TiB", *arguments)
+    result = module_project.pytest("--kvm-lab", "--kvm-reset=boot", "--kvm-memory=2TiB", *arguments)
     folder = module_project.folder
     return FailedRun(result, junit_properties(folder / "junit.xml"), folder / "artifacts")
 

@@ -96,7 +96,9 @@ def test_a_plan_prints_as_its_golden_file(name: str) -> None:
 
 
 def test_every_golden_file_has_its_plan() -> None:
-    assert {file.stem for file in GOLDEN.glob("*.xml")} == set(CASES)
+    # Those of USB devices are their own test's.
+    own = {file.stem for file in GOLDEN.glob("*.xml") if not file.stem.startswith("usb-")}
+    assert own == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
