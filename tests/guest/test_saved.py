@@ -34,7 +34,10 @@ def store(launcher: Launcher) -> Iterator[Store]:
     """The store of this run, which loses its new images at the end: ask for it before you ask for guests."""
     store = launcher.images._store
     before = set(store.names())
+    reset, launcher.reset = launcher.reset, "boot"  # a template would hold its image until the run is over
     yield store
+    launcher.reset = reset
+    assert launcher.failures() == []
     for name in set(store.names()) - before:
         folder = store.folder_of(name)
         assert folder

@@ -25,7 +25,7 @@ Refuse = Callable[[str], None]
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
     """Makes QEMU refuse one command of its monitor, as one that was built without it does."""
-    asked = {"qmp": Domain.qmp, "monitor": Domain.monitor}
+    asked: dict[str, Callable[..., object]] = {"qmp": Domain.qmp, "monitor": Domain.monitor}
 
     def refuse(word: str) -> None:
         def answer(domain: Domain, command: str, **arguments: object) -> object:
@@ -183,7 +183,7 @@ def test_what_was_started_ahead_of_time_makes_room_for_others(launcher: Launcher
         with up(own, "small", "150MiB"):
             own._cloning.pool._next[0].result()
         with up(own, "large", "249MiB") as large:
-            assert frozen(large)
+            assert frozen(large).state.exists()
 
 
 def replace_capacity(launcher: Launcher, capacity: object) -> Launcher:
