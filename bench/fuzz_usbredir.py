@@ -9,10 +9,14 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 INSTRUMENTED = ["pytest_kvmlab.drivers", "bench.usbredir_target"]
+TRACED = "pytest_kvmlab/drivers/"
 LIMITS = ("-timeout=5", "-rss_limit_mb=512", "-max_len=4096")
 AS_TARGET = "--as-target"
 
@@ -33,6 +37,37 @@ def run_libfuzzer(*arguments: object) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def reached(check: Callable[[bytes], None], attempt: bytes) -> set[tuple[str, int, int]]:
+    """The steps from line to line that an attempt makes in what is tested."""
+    steps = set()
+    last = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal last
+        if TRACED not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            steps.add((frame.f_code.co_filename, last, frame.f_lineno))
+            last = frame.f_lineno
+        return trace
+
+    sys.settrace(trace)
+    try:
+        check(attempt)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+def worth_keeping(check: Callable[[bytes], None], attempts: Iterable[bytes]) -> Iterator[bytes]:
+    """Those that reach what no shorter one does."""
+    known: set[tuple[str, int, int]] = set()
+    for attempt in sorted(attempts, key=len):
+        if new := reached(check, attempt) - known:
+            known |= new
+            yield attempt
+
+
 def fuzz(seconds: int, *, keep: bool) -> int:
     """Fuzz from the tests' streams.
 
@@ -44,16 +79,14 @@ def fuzz(seconds: int, *, keep: bool) -> int:
         0 if nothing was found; what was is in a file beside, as libFuzzer says.
     """
     target = import_module("bench.usbredir_target")  # late: as libFuzzer, this process instruments it first
-    with tempfile.TemporaryDirectory(prefix="usbredir-") as folder:
-        found, least = Path(folder, "found"), Path(folder, "least")
-        found.mkdir()
-        least.mkdir()
+    with tempfile.TemporaryDirectory(prefix="usbredir-") as name:
+        folder = Path(name)
         for number, attempt in enumerate(target.read_corpus()):
-            (found / f"{number:04}").write_bytes(attempt)
-        status = run_libfuzzer(f"-max_total_time={seconds}", "-print_final_stats=1", found)
+            (folder / f"{number:04}").write_bytes(attempt)
+        status = run_libfuzzer(f"-max_total_time={seconds}", "-print_final_stats=1", folder)
         if status == 0 and keep:
-            status = run_libfuzzer("-merge=1", least, found)
-            target.write_corpus(path.read_bytes() for path in least.iterdir())
+            found = [path.read_bytes() for path in folder.iterdir()]
+            target.write_corpus([*target.read_corpus(), *worth_keeping(target.check, found)])
     return status
 
 

@@ -71,6 +71,7 @@ class Capacity:
         dongles: Dongles | None = None,
         at_once: bool = False,
         wait: bool = True,
+        make_room: Callable[[], None] = lambda: None,
     ) -> Iterator[Entry]:
         """Reserve memory as long as the context lasts.
 
@@ -80,6 +81,7 @@ class Capacity:
             dongles: what its guests ask for of this machine's USB devices: it gets them with the memory.
             at_once: do not wait, even if there is not enough: others wait for what these guests do.
             wait: until there is enough; else it is to be had now or never.
+            make_room: gives back what the same holder could do without; called if there is not enough.
 
         Yields:
             The reservation; who keeps it has to lock its file before this process ends.
@@ -95,7 +97,7 @@ class Capacity:
             if at_once:
                 claims = entry.take()
             else:
-                self._refuse_more_than_all(claim, ledger)
+                self._make_room(claim, ledger, make_room)
                 claims = self._waited(entry, dongles, self.wait if wait else 0.0)
             self._note(source, claim, claims, time.monotonic() - started)
             try:
@@ -159,9 +161,10 @@ class Capacity:
     def _who(self, source: str) -> str:
         return f"{source} (run {self.run}, {self.worker}, process {os.getpid()})"
 
-    def _refuse_more_than_all(self, claim: Claim, ledger: Ledger) -> None:
+    def _make_room(self, claim: Claim, ledger: Ledger, make_room: Callable[[], None]) -> None:
         """What is larger than all there is, or waits for what its own holder has, would wait for nothing."""
         with ledger.claims() as claims:
+            enough = taken(claims) + claim.amount <= claim.limit
             own = [each for each in claims if each.holder == claim.holder and each.state == "held"]
         if taken(own) + claim.amount > claim.limit:
             raise HostError(
@@ -171,6 +174,8 @@ class Capacity:
                 "give its guests less memory, or set --kvm-memory if there is more than that",
                 looked_at=[_told(each) for each in own],
             )
+        if not enough:
+            make_room()
 
     def _waited(self, entry: Entry, dongles: Dongles | None, seconds: float) -> Sequence[Claim]:
         """All claims at the moment at which one had its turn; who waits for it is told of every change."""

@@ -170,6 +170,7 @@ class Entry:
         """Write it down; called while the ledger is locked."""
         self._ledger = ledger
         self.claim = claim
+        self._holder = claim.holder
         self._file = os.open(claim.file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         # A shared lock, so that the keeper of a guest that stays can take it over without a gap.
         fcntl.flock(self._file, fcntl.LOCK_SH)
@@ -229,6 +230,19 @@ class Entry:
         """Let it last after the context, as long as this process or another that locked the file lives."""
         with self._ledger.claims():
             self._become("kept")
+
+    def idle(self) -> None:
+        """Tell that it comes back although its holder waits for more."""
+        self._belong_to(secrets.token_hex(8))
+
+    def needed(self) -> None:
+        """Tell that it does not come back before its holder has what it waits for."""
+        self._belong_to(self._holder)
+
+    def _belong_to(self, holder: str) -> None:
+        with self._ledger.claims():
+            self.claim = replace(self.claim, holder=holder)
+            self._write()
 
     def leave(self) -> None:
         """Give it back, unless it is kept."""

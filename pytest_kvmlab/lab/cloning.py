@@ -99,7 +99,9 @@ class Cloning:
 
     def _for_the_pool(self, wanted: Wanted, template: Sequence[Frozen], undo: ExitStack) -> Together:
         asked = [replace(each, source=_POOL) for each in wanted.guests]
-        return self._started(replace(wanted, guests=asked, source=_POOL), template, undo, wait=False)
+        up = self._started(replace(wanted, guests=asked, source=_POOL), template, undo, wait=False)
+        up.memory.idle()
+        return up
 
     def _show(self, up: Together) -> None:
         """From now on, what happens to these guests is a test's."""

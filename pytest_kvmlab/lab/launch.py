@@ -59,7 +59,7 @@ class Launcher:
     _background: Background = field(default_factory=Background)
 
     def __post_init__(self) -> None:
-        self._stage = Stage(self.assembly, self.capacity)
+        self._stage = Stage(self.assembly, self.capacity, self._end_what_waits)
         self._rewinding = Rewinding(self._give_up)
         pool = Pool[Together](self.pool_size, self._give_up)
         self._cloning = Cloning(
@@ -68,6 +68,10 @@ class Launcher:
 
     def _give_up(self, undo: ExitStack) -> None:
         self._background.later("guests kept for later tests", undo)
+
+    def _end_what_waits(self) -> None:
+        self._cloning.pool.drain()
+        self._rewinding.close()
 
     def _hold(self, image: str) -> None:
         self._held.enter_context(self.images.use(image, guests=self))
@@ -175,14 +179,15 @@ class Launcher:
         The witness is told of each guest when the context ends.
         """
         if up := self._cloned(wanted, witness, undo):
-            with self._watched(wanted, up, witness):
+            with up.in_use(), self._watched(wanted, up, witness):
                 yield up
         elif rewound := self._rewound(wanted, witness):
-            with self._giving_back(wanted, rewound), self._watched(wanted, rewound.up, witness):
-                yield rewound.up
+            up = rewound.up
+            with self._giving_back(wanted, rewound), up.in_use(), self._watched(wanted, up, witness):
+                yield up
         else:
             up = self._stage.together(wanted, undo, [own_parts for _ in wanted.guests])
-            with self._watched(wanted, up, witness):
+            with up.in_use(), self._watched(wanted, up, witness):
                 boot_all(up.guests, wanted.after, self.capacity.boot, timeout=wanted.timeout)
                 yield up
 

@@ -43,6 +43,15 @@ class Together:
         """The guests by name."""
         return {made.guest.name: made.guest for made in self.made}
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep their memory as long as the context lasts; after it, who waits for memory waits for theirs."""
+        self.memory.needed()
+        try:
+            yield
+        finally:
+            self.memory.idle()
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -51,10 +60,12 @@ class Stage:
     Attributes:
         assembly: puts each together.
         capacity: gives them memory and dongles, and turns to boot.
+        make_room: ends guests that nobody uses just now.
     """
 
     assembly: Assembly
     capacity: Capacity
+    make_room: Callable[[], None] = lambda: None
 
     def together(
         self, wanted: Wanted, undo: ExitStack, parts: Sequence[PartsFor], *, wait: bool = True
@@ -73,8 +84,11 @@ class Stage:
             ImageError: a disk cannot be made.
         """
         dongles = self.capacity.dongles(wanted.dongles, wanted.source)
+        make_room = self.make_room if wait else lambda: None
         memory = undo.enter_context(
-            self.capacity.memory(wanted.memory, wanted.source, dongles=dongles, wait=wait)
+            self.capacity.memory(
+                wanted.memory, wanted.source, dongles=dongles, wait=wait, make_room=make_room
+            )
         )
         host, worker = self.assembly.host, self.assembly.worker
         wiring = undo.enter_context(wired(host, worker, wanted.networks, wanted.cards, source=wanted.source))

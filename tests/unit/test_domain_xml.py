@@ -15,6 +15,7 @@ from pytest_kvmlab.plan.guest import (
     Card,
     DiskFile,
     GuestPlan,
+    MemoryFile,
     RunFacts,
     TapWire,
     UefiFiles,
@@ -80,6 +81,10 @@ CASES = {
             ),
         ),
         networks=[{}, {"model": "e1000"}, {"mac": "52:54:00:12:34:68"}, {"model": "rtl8139"}],
+    ),
+    "template": replace(plan(), memory_file=MemoryFile(Path("/dev/shm/kvl-0/a,b-0"), writes=True)),
+    "clone": replace(
+        plan(), memory_file=MemoryFile(Path("/dev/shm/kvl-0/a,b-0"), writes=False), incoming=True
     ),
     "bare": plan(networks=[], video="none", rng=False, clock="localtime"),
 }

@@ -56,7 +56,7 @@ def test_no_stream_that_fuzzing_has_found_is_misunderstood() -> None:
         check(attempt)
 
 
-def test_no_beginning_of_a_real_conversation_is_misunderstood() -> None:
+def test_no_beginning_of_a_long_conversation_is_misunderstood() -> None:
     for attempt in read_corpus()[-3:]:
         for length in range(0, len(attempt), 7):
             check(attempt[:length])

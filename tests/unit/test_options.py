@@ -167,3 +167,14 @@ def test_a_wait_is_a_number_of_seconds(seconds: str) -> None:
     assert f"ini key kvm_wait: should be a number of seconds, zero or more; found '{seconds}'" in refusal(
         None, None, {"wait": seconds}
     )
+
+
+def test_a_pool_has_a_size_or_follows_from_the_machine() -> None:
+    assert [resolve({"pool": text}).pool for text in ("auto", "0", "100")] == [None, 0, 100]
+    for text in ("-1", "101", "1.5", "many"):
+        assert "from 0 to 100" in refusal({"pool": text})
+
+
+def test_a_way_to_a_clean_guest_is_one_that_there_is() -> None:
+    assert [resolve({"reset": text}).reset for text in ("auto", "clone", "rewind", "boot")]
+    assert "rewind" in refusal({"reset": "rewnd"})
