@@ -31,7 +31,7 @@ class Held:
     def now(cls, launcher: Launcher) -> "Held":
         host = launcher.assembly.host
         return cls(
-            len(os.listdir("/proc/self/fd")),
+            len(list(Path("/proc/self/fd").iterdir())),
             threading.active_count(),
             len(list(host.folder.guests.iterdir())),
             len(host.connection._connection.listAllDomains()),
@@ -48,7 +48,7 @@ def clones(launcher: Launcher) -> Iterator[Launcher]:
 def one(launcher: Launcher) -> None:
     """A test with a clean guest that is spoilt."""
     with started(launcher) as guest:
-        assert frozen(guest)
+        assert frozen(guest).state.exists()
         guest.serial.run("test ! -e /data/x && touch /data/x && sync", timeout=60)
         assert guest.serial.run("ls /data/x").ok
 
