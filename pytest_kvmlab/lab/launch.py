@@ -227,6 +227,8 @@ class Launcher:
         """Guests that have just booted, and can be set back from now on."""
         if self.reset == "auto" and self.to_come <= 1:
             raise NoWayBack("it is the last one")
+        if any(asked.spec.login.channel == "none" for asked in wanted.guests):
+            raise NoWayBack("nobody can ask it how it is")
         if any(asked.spec.usb for asked in wanted.guests):
             raise NoWayBack("what is plugged into its USB ports does not go back")
         with self._background.ending(wanted.source) as attempt:

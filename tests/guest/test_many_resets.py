@@ -14,6 +14,7 @@ from tests.guest.own_launcher import frozen, own_launcher, started
 # `tox -e resets` says 200, which takes minutes where other tests run beside it.
 TIMES = int(os.environ.get("MANY_RESETS", "20"))
 _WARM = 5
+_MOST_THREADS = 4  # that end guests; they are started as they are needed
 _MIB = 2**20
 
 
@@ -72,7 +73,7 @@ def test_resets_leave_nothing_behind(clones: Launcher) -> None:
         before.folders,
         before.domains,
     )
-    assert after.threads <= before.threads
+    assert after.threads <= before.threads + _MOST_THREADS
     assert after.memory < before.memory + 10 * _MIB + TIMES * _MIB // 20
 
 
