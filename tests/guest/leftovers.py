@@ -14,6 +14,7 @@ from pytest_kvmlab.lab.waits import until
 
 _SECONDS = 20.0
 PROC = Path("/proc")
+MEMORY = Path("/dev/shm")  # where the memory of frozen guests is
 
 
 def processes_of(names: Iterable[str]) -> dict[int, str]:
@@ -82,7 +83,7 @@ class Traces:
         """What is still there, by kind; kinds of which nothing is left are not named."""
         found = {
             "process": list(processes_of(self.names).values()),
-            "file": [path.name for path in self.runs.iterdir()],
+            "file": [path.name for path in (*self.runs.iterdir(), *self._memory())],
             "mount": list(_lines(PROC / "self" / "mountinfo", str(self.runs))),
             "interface": [name for _, name in socket.if_nameindex() if name not in self.interfaces],
             "lock": [
@@ -93,6 +94,10 @@ class Traces:
             ],
         }
         return {kind: things for kind, things in found.items() if things}
+
+    def _memory(self) -> Iterator[Path]:
+        """Folders in memory that are named like the runs."""
+        return (path for path in MEMORY.glob("kvl-*") if f"{path.name}-" in self.names)
 
     def _locks(self, process: Path) -> list[str]:
         """Locks of the runs that a process has open, be their folders gone: without that, none is held.

@@ -39,6 +39,6 @@ def test_a_server_starts_from_its_disk_by_itself(make_guest: MakeGuest, firmware
 
 def test_two_servers_of_one_image_have_nothing_secret_in_common(make_guest: MakeGuest) -> None:
     """What has to be a guest's own is made when it starts, not when the image is built."""
-    first, second = make_guest(), make_guest()
+    first, second = (make_guest(fresh=["machine-id", "host-key"]) for _ in range(2))
     for secret in ("cat /etc/machine-id", "sha256sum /etc/ssh/ssh_host_ed25519_key"):
         assert first.succeed(secret) != second.succeed(secret)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pexpect
@@ -23,8 +24,8 @@ def kvmlab(*arguments: str, typed: str = "") -> "subprocess.CompletedProcess[str
     )
 
 
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Path]:
+@contextmanager
+def place_for_runs() -> Iterator[Path]:
     """A place for runs of our own; short, because sockets lie below it."""
     with (
         tempfile.TemporaryDirectory(prefix="kvl-", dir="/tmp") as folder,
@@ -32,6 +33,19 @@ def runs() -> Iterator[Path]:
     ):
         patch.setenv("KVMLAB_RUNS", folder)
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Path]:
+    with place_for_runs() as folder:
+        yield folder
+
+
+@pytest.fixture
+def own_runs() -> Iterator[Path]:
+    """A place for the runs of one test: none of another's is there."""
+    with place_for_runs() as folder:
+        yield folder
 
 
 CAMPUS = """
@@ -91,18 +105,18 @@ def test_a_lab_is_brought_up_only_once(lab: str) -> None:
     assert "is up already" in again.stderr
 
 
-@pytest.mark.usefixtures("runs")
-def test_a_virtual_dongle_is_played_as_long_as_its_guest_is_up(runs: Path, tmp_path: Path) -> None:
+def test_a_virtual_dongle_is_played_as_long_as_its_guest_is_up(own_runs: Path, tmp_path: Path) -> None:
     lab = tmp_path / "dongle.lab.toml"
     lab.write_text('[guest.web]\nimage = "micro"\nusb = [{ virtual = "licence", id = "0a5e:2110" }]\n')
     assert kvmlab("lab", "up", str(lab), "--hours", "1").returncode == 0
     wanted = "until grep -q 0a5e /sys/bus/usb/devices/*/idVendor; do sleep 0.2; done; exit 7"
     try:
         assert kvmlab("lab", "shell", str(lab), "web", typed=f"{wanted}\n").returncode == 7
-        assert [words for words in processes_of([str(runs)]).values() if "usb_left" in words]
+        assert [words for words in processes_of([str(own_runs)]).values() if "usb_left" in words]
     finally:
         assert kvmlab("lab", "down", str(lab)).returncode == 0
-    assert until(lambda: not processes_of([str(runs)]) or None, Deadline(10))
+    until(lambda: not processes_of([str(own_runs)]) or None, Deadline(10))
+    assert processes_of([str(own_runs)]) == {}
 
 
 def test_guests_in_a_network_stay_reachable_by_their_host_and_each_other(tmp_path: Path) -> None:

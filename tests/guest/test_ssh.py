@@ -409,6 +409,7 @@ def test_only_a_channel_that_was_asked_nothing_is_opened_anew(
         seen.append(channel)
         if asked:
             channel.exec_command("true")
+            channel.recv_exit_status()  # another's end would close the next one
             raise paramiko.SSHException("Channel closed.")
         if len(seen) < 3:
             channel.close()
