@@ -250,7 +250,7 @@ def _private(process: int, file: Path) -> int:
     for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             inside = line.endswith(str(file))
-        elif inside and line.startswith("Private_"):
+        elif inside and line.startswith("Anonymous:"):  # what was only read is shared by all
             sizes += int(line.split()[1]) * 1024
     return sizes
 

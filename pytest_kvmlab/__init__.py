@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from pytest_kvmlab.drivers.usb_descriptors import UsbEndpoint, UsbInterface
     from pytest_kvmlab.drivers.usb_requests import ControlRequest, UsbStall
     from pytest_kvmlab.drivers.virtual_usb_device import VirtualUsbDevice
-    from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
+    from pytest_kvmlab.errors import (
+        CommandFailed,
+        GuestError,
+        KernelDidNotBoot,
+        KvmlabError,
+        SerialMismatch,
+        WaitTimeout,
+    )
     from pytest_kvmlab.lab.guest import Guest
     from pytest_kvmlab.lab.lab import Lab
     from pytest_kvmlab.lab.usb import Dongle
@@ -28,6 +35,7 @@ __all__ = [
     "Guest",
     "GuestError",
     "HostFacts",
+    "KernelDidNotBoot",
     "KvmlabError",
     "Lab",
     "MakeGuest",
@@ -44,7 +52,14 @@ _HOMES = {
     "pytest_kvmlab.drivers.usb_descriptors": ("UsbEndpoint", "UsbInterface"),
     "pytest_kvmlab.drivers.usb_requests": ("ControlRequest", "UsbStall"),
     "pytest_kvmlab.drivers.virtual_usb_device": ("VirtualUsbDevice",),
-    "pytest_kvmlab.errors": ("CommandFailed", "GuestError", "KvmlabError", "SerialMismatch", "WaitTimeout"),
+    "pytest_kvmlab.errors": (
+        "CommandFailed",
+        "GuestError",
+        "KernelDidNotBoot",
+        "KvmlabError",
+        "SerialMismatch",
+        "WaitTimeout",
+    ),
     "pytest_kvmlab.lab.guest": ("Guest",),
     "pytest_kvmlab.lab.lab": ("Lab",),
     "pytest_kvmlab.lab.usb": ("Dongle",),

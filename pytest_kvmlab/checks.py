@@ -10,7 +10,9 @@ from pathlib import Path
 from pytest_kvmlab.drivers.libvirt import what_is_missing
 from pytest_kvmlab.drivers.usb_devices import HostBus
 from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.bridge_helper import find_obstacle
 from pytest_kvmlab.keeper.daemon import find_daemon
+from pytest_kvmlab.keeper.links import refuse_closed_tun
 from pytest_kvmlab.keeper.namespaces import obstacle_to_namespaces
 from pytest_kvmlab.keeper.run_folder import runs_root
 
@@ -178,10 +180,22 @@ def _programs(programs: dict[str, str]) -> Finding:
 
 
 def _network_programs() -> Finding:
-    found, tun = _programs(_NETWORK_PROGRAMS), Path("/dev/net/tun")
-    if found.ok and not os.access(tun, os.R_OK | os.W_OK):
-        return Finding(False, f"{tun} may not be opened by this user", f"chmod 666 {tun}, as udev does")
+    found = _programs(_NETWORK_PROGRAMS)
+    try:
+        refuse_closed_tun()
+    except HostError as error:
+        return Finding(False, error.message, error.hint) if found.ok else found
     return found
+
+
+def _bridges(links: Path = Path("/sys/class/net")) -> Finding:
+    """Whether this user may plug guests into the bridges of this machine."""
+    bridges = sorted(entry.parent.name for entry in links.glob("*/bridge"))
+    if not bridges or os.geteuid() == 0:
+        return Finding(True, ", ".join(bridges) or "this machine has no bridge")
+    if obstacle := next(filter(None, map(find_obstacle, bridges)), None):
+        return Finding(False, obstacle.seen, obstacle.remedy)
+    return Finding(True, f"qemu-bridge-helper may use {', '.join(bridges)}")
 
 
 def usb_finding(bus: HostBus) -> Finding:
@@ -258,6 +272,7 @@ CHECKS = (
     Check("uefi", 'firmware = "uefi"', _uefi_firmware, optional=True),
     TPM,
     NETWORKS,
+    Check("bridge", 'mode = "bridge", on a bridge of this machine', _bridges, optional=True),
     Check("uplink", "uplink = true", lambda: _programs(_UPLINK_PROGRAMS), optional=True),
     Check(
         "faults", "bad lines, and guests that are parted", lambda: _programs(_FAULT_PROGRAMS), optional=True

@@ -12,6 +12,7 @@
     │   └── TeardownError        something would not go away; the rest was still taken down
     └── AssertionError
         ├── CommandFailed        a command ended with the wrong exit status
+        ├── KernelDidNotBoot     a kernel that was installed in the guest does not come up
         ├── WaitTimeout          a condition did not come true in time
         └── SerialMismatch       the serial line showed something else
 """
@@ -98,6 +99,10 @@ class TeardownError(KvmlabError):
 
 class CommandFailed(AssertionError):
     """A command in the guest ended with another exit status than the test asked for."""
+
+
+class KernelDidNotBoot(AssertionError):
+    """A kernel does not come up in the guest; the message ends with what its console showed."""
 
 
 class WaitTimeout(AssertionError):

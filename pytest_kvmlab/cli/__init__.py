@@ -6,7 +6,7 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from pytest_kvmlab.cli import baseline, compare, doctor, images, labs, runs, usb
+from pytest_kvmlab.cli import baseline, bisect, compare, doctor, images, labs, runs, usb
 from pytest_kvmlab.errors import KvmlabError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.add_typer(images.app, name="image")
 app.add_typer(labs.app, name="lab")
 app.add_typer(baseline.app, name="baseline")
 app.add_typer(usb.app, name="usb")
+app.command("bisect")(bisect.bisect)
 app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
 app.command("ps")(runs.ps)

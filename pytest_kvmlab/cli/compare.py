@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from pytest_kvmlab.cli.output import AsJson, print_json, print_table
-from pytest_kvmlab.compare.comparison import Comparison
+from pytest_kvmlab.compare.comparison import Comparison, Side
 from pytest_kvmlab.compare.comparison import compare as compared
+from pytest_kvmlab.compare.kernel_axis import kernels_of, under
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.baselines import Baselines, baselines_folder
 from pytest_kvmlab.lab.whole_file import write_whole
@@ -16,7 +17,10 @@ from pytest_kvmlab.report.comparison import document, notes, rows, verdict
 from pytest_kvmlab.spec.known_issues import KnownIssues, load_known_issues
 
 Sides = Annotated[
-    list[str], typer.Argument(help="Baselines, records of runs, or folders of artifacts; at least two.")
+    list[str],
+    typer.Argument(
+        help="Baselines, records of runs, or folders of artifacts; two, or one with several kernels."
+    ),
 ]
 
 
@@ -43,11 +47,21 @@ def compare(
 
 
 def _comparisons(names: list[str], known: KnownIssues) -> list[Comparison]:
-    if len(names) < 2:
-        raise ConfigError("there is nothing to compare with", "name two: kvmlab compare BEFORE AFTER")
     baselines, today = Baselines(baselines_folder()), datetime.now(UTC).date()
-    first, *others = (baselines.side(name, Path.cwd()) for name in names)
+    sides = [baselines.side(name, Path.cwd()) for name in names]
+    first, *others = sides if len(sides) > 1 else _by_kernel(sides[0])
     return [compared(first, other, known=known.test, today=today) for other in others]
+
+
+def _by_kernel(side: Side) -> list[Side]:
+    """One side for each kernel that the tests of a run ran under."""
+    kernels = kernels_of(side.runs)
+    if len(kernels) < 2:
+        raise ConfigError(
+            "there is nothing to compare with",
+            "name two: kvmlab compare BEFORE AFTER; or one that ran under several kernels (--kvm-kernel)",
+        )
+    return [Side(f"{side.name} under {kernel}", under(kernel, side.runs)) for kernel in kernels]
 
 
 def _print(comparison: Comparison) -> None:

@@ -13,7 +13,7 @@ from pytest_kvmlab.cli.rescue import open_shell
 from pytest_kvmlab.cli.sheet import as_document, differences, facts, needs
 from pytest_kvmlab.cli.shelf import Name, Replace, StoreFolder, age, built_at, described, find, size_of
 from pytest_kvmlab.errors import ConfigError, ImageError
-from pytest_kvmlab.lab.build import build
+from pytest_kvmlab.lab.build import build, ensure
 from pytest_kvmlab.lab.builder_run import BuilderRuns
 from pytest_kvmlab.lab.difference import difference
 from pytest_kvmlab.lab.importing import ImportRequest, import_image
@@ -22,6 +22,7 @@ from pytest_kvmlab.lab.run import open_store
 from pytest_kvmlab.lab.store import OtherVersionsImage, Store
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.guest_file import load_guest_file
+from pytest_kvmlab.spec.kernel import ITS_OWN, split_image
 from pytest_kvmlab.spec.manifest import LOCK
 from pytest_kvmlab.spec.options import resolve_options
 from pytest_kvmlab.spec.quantity import parse_size
@@ -100,7 +101,12 @@ def diff_images(
 
 @app.command("build")
 def build_image(
-    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or the folder of one of your own.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="The name of a recipe, the folder of one of your own, or an image and a kernel: X+6.12."
+        ),
+    ],
     store: StoreFolder = None,
     lock: Annotated[
         Path | None, typer.Option(help="Exact packages: an image.lock, as `kvmlab image lock` prints it.")
@@ -111,17 +117,20 @@ def build_image(
     as_json: AsJson = False,
 ) -> None:
     """Build an image of the packages in its lock, or of the newest, unless exactly that is there."""
-    folder = find_recipe(recipe)
     options = resolve_options({"lab": True, "store": store}, os.environ, {})
     with progress(plain=shell) as show:
-        image = build(
-            folder,
-            open_store(options.store),
-            guests=BuilderRuns(options, show),
-            rescue=open_shell if shell else None,
-            lock=lock,
-            progress=show,
-        )
+        shelf, guests = open_store(options.store), BuilderRuns(options, show)
+        if split_image(recipe)[1] != ITS_OWN:
+            image = ensure(recipe, shelf, guests=guests, progress=show)
+        else:
+            image = build(
+                find_recipe(recipe),
+                shelf,
+                guests=guests,
+                rescue=open_shell if shell else None,
+                lock=lock,
+                progress=show,
+            )
     if as_json:
         print_json(described(image.name, image))
     else:

@@ -10,7 +10,14 @@ import typer
 from pytest_kvmlab.cli.output import AsJson, print_json, print_table, size
 from pytest_kvmlab.cli.shelf import StoreFolder, find, lab_files
 from pytest_kvmlab.errors import ConfigError, ImageError
-from pytest_kvmlab.lab.pruning import DEFAULT_LIMIT, Item, Pruning, plan_pruning, prune
+from pytest_kvmlab.lab.pruning import (
+    DEFAULT_LIMIT,
+    Item,
+    Pruning,
+    plan_pruning,
+    prune,
+    remove_useless_templates,
+)
 from pytest_kvmlab.lab.run import open_store
 from pytest_kvmlab.lab.store import Store
 from pytest_kvmlab.spec.labfile import load_lab
@@ -48,6 +55,7 @@ def remove_images(
     shelf = open_store(store)
     for name in names:
         _remove(name, shelf)
+        remove_useless_templates(shelf)
         print(f"{name}: removed")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
+from pytest_kvmlab.compare.kernel_axis import aligned
 from pytest_kvmlab.compare.outcomes import TestChange, test_changes
 from pytest_kvmlab.compare.systems import Loss, Message, losses, new_messages
 from pytest_kvmlab.compare.times import PhaseTimes, phase_times
@@ -86,6 +87,8 @@ def compare(
     Raises:
         ConfigError: the two have no test in common.
     """
+    runs = aligned(before.runs, after.runs)
+    before, after = replace(before, runs=runs[0]), replace(after, runs=runs[1])
     _require_overlap(before, after)
     changes = test_changes(before.runs, after.runs)
     return Comparison(

@@ -4,13 +4,14 @@ import hashlib
 import re
 import tempfile
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_kvmlab.drivers.program import run
 from pytest_kvmlab.errors import ImageError
 from pytest_kvmlab.progress import Progress, Transfer
+from pytest_kvmlab.spec.kernel import PACKAGE, release_of
 from pytest_kvmlab.spec.lock import LockedPackage
 from pytest_kvmlab.spec.names import nearest
 
@@ -18,16 +19,18 @@ _ASK_SECONDS = 60
 _DOWNLOAD_SECONDS = 900
 _UNPACK_SECONDS = 300
 _PACKAGES_AT_ONCE = 40
+_ORIGINS = ("Debian", "Debian Backports")
 
 # 'URI' FILE SIZE SHA256:HEX, one line per package: apt-get(8), --print-uris
 _OFFER = re.compile(r"^'[^']*' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$", re.MULTILINE)
 
 
-def kernel_package(name: str) -> str:
+def kernel_package(name: str, *, suite: str | None = None) -> str:
     """Follow a kernel metapackage such as `linux-image-amd64` to the package that has the kernel.
 
     Args:
         name: a metapackage, or a kernel package itself.
+        suite: the codename of the release whose archive is asked; None: any that this machine uses.
 
     Returns:
         The name of the kernel package.
@@ -35,9 +38,34 @@ def kernel_package(name: str) -> str:
     Raises:
         ImageError: apt does not know the package.
     """
-    told = run(["apt-cache", "depends", "--important", name], package="apt", timeout=_ASK_SECONDS)
+    with _archive(suite, backports=True) as options:
+        told = run(
+            ["apt-cache", *options, "depends", "--important", name], package="apt", timeout=_ASK_SECONDS
+        )
     kernels = re.findall(r"^ *Depends: (linux-image-\S+)$", told, re.MULTILINE)
     return kernels[0] if kernels else name
+
+
+def kernels(suite: str | None) -> Mapping[str, str]:
+    """Ask apt which kernels there are for this machine's architecture; the network is not touched.
+
+    Args:
+        suite: the codename of the release whose archive is asked, its backports included where this machine
+            has lists of them; None: any that this machine uses.
+
+    Returns:
+        The newest version of each package, by its name.
+
+    Raises:
+        ImageError: apt has no lists of the suite.
+    """
+    with _archive(suite, backports=True) as options:
+        known = run(["apt-cache", *options, "pkgnames", PACKAGE], package="apt", timeout=_ASK_SECONDS)
+        if not (names := [name for name in known.split() if release_of(name)]):
+            return {}
+        told = run(["apt-cache", *options, "madison", *names], package="apt", timeout=_ASK_SECONDS)
+    offers = [_name_and_version(line) for line in told.splitlines()]
+    return dict(reversed(offers))  # the newest version of a package is told first
 
 
 def resolve(names: Sequence[str]) -> tuple[LockedPackage, ...]:
@@ -92,7 +120,31 @@ def unpack(package_file: Path, folder: Path) -> None:
     run(["dpkg-deb", "-x", package_file, folder], package="dpkg", timeout=_UNPACK_SECONDS)
 
 
-def resolve_system(packages: Sequence[str], *, suite: str, installed: str = "") -> tuple[LockedPackage, ...]:
+def pack(folder: Path, package_file: Path) -> None:
+    """Make a package of a folder; equal content gives equal bytes.
+
+    Args:
+        folder: the files, and `DEBIAN/control` (deb-control(5)).
+        package_file: the `.deb` file to make.
+
+    Raises:
+        ImageError: the control file is wrong, or the disk is full.
+    """
+    command: list[str | Path] = [
+        "dpkg-deb",
+        "--root-owner-group",
+        "-Zgzip",
+        "-z1",
+        "--build",
+        folder,
+        package_file,
+    ]
+    run(command, package="dpkg", timeout=_UNPACK_SECONDS, environment={"SOURCE_DATE_EPOCH": "0"})
+
+
+def resolve_system(
+    packages: Sequence[str], *, suite: str, installed: str = "", backports: bool = False
+) -> tuple[LockedPackage, ...]:
     """Ask apt for the exact packages of a system; the network is not touched.
 
     A new system gets what is essential, apt, the packages and what all of these depend on, without
@@ -104,6 +156,7 @@ def resolve_system(packages: Sequence[str], *, suite: str, installed: str = "") 
         suite: the codename of a release of Debian, such as `bookworm`, that this machine's apt has lists of.
         installed: the file `/var/lib/dpkg/status` of the system to which the packages are added; its packages
             stay as they are. Empty: a new system.
+        backports: also where apt takes packages from only if no other archive has them.
 
     Returns:
         The packages to install, sorted by name.
@@ -113,7 +166,7 @@ def resolve_system(packages: Sequence[str], *, suite: str, installed: str = "") 
     """
     # What makes /bin a link is one empty package here, where there is such a package, not a program in Perl.
     base = () if installed else ("?essential", "apt", "?exact-name(usr-is-merged)")
-    with _archive(suite, installed) as options:
+    with _archive(suite, installed, backports=backports) as options:
         try:
             told = _apt_get(options, "install", "--yes", "--print-uris", *base, *packages)
         except ImageError as error:
@@ -123,7 +176,13 @@ def resolve_system(packages: Sequence[str], *, suite: str, installed: str = "") 
 
 
 def fetch(
-    packages: Sequence[LockedPackage], pool: Path, *, suite: str | None, scratch: Path, progress: Progress
+    packages: Sequence[LockedPackage],
+    pool: Path,
+    *,
+    suite: str | None,
+    backports: bool = False,
+    scratch: Path,
+    progress: Progress,
 ) -> None:
     """See that each package is in a pool, as `SHA256.deb`; what is there already is not fetched again.
 
@@ -133,6 +192,7 @@ def fetch(
         packages: the exact packages.
         pool: an existing folder.
         suite: the codename of the release whose archive has them; None: any that this machine uses.
+        backports: also the release's backports.
         scratch: an existing folder on the same file system, for what is not complete yet.
         progress: told what is being done.
 
@@ -143,7 +203,7 @@ def fetch(
     wanted = [package for package in packages if not pooled(pool, package).exists()]
     if not wanted:
         return
-    with _archive(suite) as options:
+    with _archive(suite, backports=backports) as options:
         _require_offers(wanted, options, suite, pool)
         step = Transfer(f"downloading {len(wanted)} packages", sum(package.size for package in wanted))
         done = 0
@@ -184,7 +244,7 @@ def _require_offers(
         package="apt",
         timeout=_ASK_SECONDS,
     )
-    offers = {tuple(field.strip() for field in line.split("|")[:2]) for line in told.splitlines()}
+    offers = set(map(_name_and_version, told.splitlines()))
     gone = [f"{package.name} {package.version}" for package in packages
             if (package.name, package.version) not in offers]  # fmt: skip
     if gone:
@@ -195,13 +255,19 @@ def _require_offers(
         )
 
 
+def _name_and_version(line: str) -> tuple[str, str]:
+    """The beginning of a line of `apt-cache madison`."""
+    name, version = line.split("|")[:2]
+    return name.strip(), version.strip()
+
+
 @contextmanager
-def _archive(suite: str | None, installed: str = "") -> Iterator[list[str]]:
+def _archive(suite: str | None, installed: str = "", *, backports: bool = False) -> Iterator[list[str]]:
     """Options that show apt one suite of Debian alone, with a system of its own; the host's stays unread."""
     if suite is None:
         yield []
         return
-    sources = _sources(suite)
+    sources = _sources(suite, backports=backports)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "archives" / "partial").mkdir(parents=True)
@@ -228,7 +294,7 @@ def _archive(suite: str | None, installed: str = "") -> Iterator[list[str]]:
         yield [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
 
 
-def _sources(suite: str) -> str:
+def _sources(suite: str, *, backports: bool) -> str:
     """The host's own sources of a suite, without those that have their packages from elsewhere."""
     known = run(
         ["apt-get", "indextargets", "--format",
@@ -236,11 +302,12 @@ def _sources(suite: str) -> str:
         package="apt",
         timeout=_ASK_SECONDS,
     )  # fmt: skip
+    own = architecture()
     targets = [line.split(" ", 5) for line in known.splitlines()]
-    wanted = {suite, f"{suite}-updates", f"{suite}-security"}
+    wanted = {suite, f"{suite}-updates", f"{suite}-security", *([f"{suite}-backports"] if backports else [])}
     lines = [f"deb [arch={architecture}] {uri} {release} {component}\n"
              for release, codename, component, architecture, uri, origin in targets
-             if codename in wanted and origin == "Debian" and architecture == _architecture()]  # fmt: skip
+             if codename in wanted and origin in _ORIGINS and architecture == own]  # fmt: skip
     if not lines:
         raise _no_suite(
             suite, sorted({codename for _, codename, *_, origin in targets if origin == "Debian"})
@@ -257,7 +324,8 @@ def _no_suite(suite: str, known: Sequence[str]) -> ImageError:
     )
 
 
-def _architecture() -> str:
+def architecture() -> str:
+    """Debian's name of this machine's architecture."""
     return run(["dpkg", "--print-architecture"], package="dpkg", timeout=_ASK_SECONDS).strip()
 
 

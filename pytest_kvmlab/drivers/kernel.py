@@ -1,6 +1,7 @@
 """The door to the files of a Linux kernel package: its image and its modules."""
 
 import lzma
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +12,11 @@ from pytest_kvmlab.errors import ImageError
 
 # Positions in the setup header: the kernel's Documentation/x86/boot.rst
 _SETUP_SECTORS, _MAGIC, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x202, 0x248, 0x24C
+_VERSION = 0x20E
 _SECTOR = 512
+_LONGEST_RELEASE = 64
+# Without these a guest sees neither its disk nor its network.
+_NEEDED = ("virtio_pci", "virtio_blk", "virtio_net")
 _LARGEST = 256 * 2**20  # bytes of a kernel, and of memory to unpack it: a stranger's may be a bomb
 _DECOMPRESSORS: Mapping[bytes, Callable[[bytes], bytes]] = {
     b"\xfd7zXZ\0": lambda packed: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LARGEST).decompress(
@@ -56,8 +61,7 @@ def uncompressed(boot_image: bytes) -> bytes:
     Raises:
         ImageError: this is no x86 Linux boot image, or it is damaged.
     """
-    if boot_image[_MAGIC : _MAGIC + 4] != b"HdrS":
-        raise ImageError("the kernel is no x86 Linux boot image")
+    _require_x86(boot_image)
     offset, length = struct.unpack_from("<II", boot_image, _PAYLOAD_OFFSET)
     start = ((boot_image[_SETUP_SECTORS] or 4) + 1) * _SECTOR + offset
     payload = boot_image[start : start + length]
@@ -65,6 +69,78 @@ def uncompressed(boot_image: bytes) -> bytes:
         if payload.startswith(magic):
             return _elf(decompress, payload)
     return boot_image
+
+
+def release(boot_image: bytes) -> str:
+    """Say which kernel a boot image has.
+
+    Args:
+        boot_image: the content of a `vmlinuz`.
+
+    Returns:
+        Its release, as in `uname -r`.
+
+    Raises:
+        ImageError: this is no x86 Linux boot image, or it does not say.
+    """
+    _require_x86(boot_image)
+    (place,) = struct.unpack_from("<H", boot_image, _VERSION)
+    text = boot_image[_SECTOR + place : _SECTOR + place + _LONGEST_RELEASE]
+    found = re.match(rb"[0-9][A-Za-z0-9.+~_-]*", text)
+    if not place or not found:
+        raise ImageError("the kernel image does not say which version it is")
+    return found[0].decode()
+
+
+def _require_x86(boot_image: bytes) -> None:
+    if boot_image[_MAGIC : _MAGIC + 4] != b"HdrS":
+        raise ImageError("the kernel is no x86 Linux boot image")
+
+
+def require_guests_can_run_it(boot_image: bytes, modules: Path, wanted: str) -> None:
+    """See that guests could boot a kernel, before anything is built with it.
+
+    Args:
+        boot_image: the content of its `vmlinuz`.
+        modules: `lib/modules/RELEASE` with its modules.
+        wanted: the release that it should be.
+
+    Raises:
+        ImageError: it is of another architecture or release, or has no modules of this release, or no virtio.
+    """
+    if (found := release(boot_image)) != wanted:
+        raise ImageError(
+            f"the kernel {wanted} says of itself that it is {found}: its modules would be another version's"
+        )
+    if not (modules / "modules.builtin").exists():
+        raise ImageError(f"the kernel {wanted} has no modules of its version", looked_at=[modules])
+    if missing := [name for name in _NEEDED if not has_module(name, modules)]:
+        raise ImageError(
+            f"the kernel {wanted} has no {', '.join(missing)}: its guests would see no disk or no network",
+            "build it with CONFIG_VIRTIO_PCI, CONFIG_VIRTIO_BLK and CONFIG_VIRTIO_NET",
+            looked_at=[modules, modules / "modules.builtin"],
+        )
+
+
+def modules_folder(root: Path, release: str) -> Path:
+    """Where an unpacked kernel package has its modules.
+
+    Args:
+        root: the folder that it is unpacked in.
+        release: of the kernel.
+    """
+    merged = root / "usr" / "lib" / "modules" / release
+    return merged if merged.exists() else root / "lib" / "modules" / release
+
+
+def has_module(name: str, modules_folder: Path) -> bool:
+    """Whether a kernel has a module, loadable or built in.
+
+    Args:
+        name: with dashes or underscores.
+        modules_folder: `lib/modules/RELEASE` of an unpacked kernel package.
+    """
+    return _plain(name) in _built_in(modules_folder) or _plain(name) in _files(modules_folder)
 
 
 def _elf(decompress: Callable[[bytes], bytes], payload: bytes) -> bytes:
@@ -90,8 +166,7 @@ def with_dependencies(names: Iterable[str], modules_folder: Path) -> list[Module
     Raises:
         ImageError: the kernel has no such module, loadable or built in.
     """
-    files = {_plain(path.name): path for path in modules_folder.rglob("*.ko*")}
-    built_in = {_plain(Path(line).name) for line in (modules_folder / "modules.builtin").read_text().split()}
+    files, built_in = _files(modules_folder), _built_in(modules_folder)
     found: dict[str, Module] = {}
     wanted = [_plain(name) for name in names]
     while wanted:
@@ -103,6 +178,14 @@ def with_dependencies(names: Iterable[str], modules_folder: Path) -> list[Module
         found[name] = _read_module(files[name], modules_folder)
         wanted += found[name].depends
     return sorted(found.values(), key=lambda module: module.path)
+
+
+def _files(modules_folder: Path) -> dict[str, Path]:
+    return {_plain(path.name): path for path in modules_folder.rglob("*.ko*")}
+
+
+def _built_in(modules_folder: Path) -> set[str]:
+    return {_plain(Path(line).name) for line in (modules_folder / "modules.builtin").read_text().split()}
 
 
 def index(modules: Iterable[Module]) -> dict[str, str]:

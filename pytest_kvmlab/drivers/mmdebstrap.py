@@ -35,6 +35,7 @@ def tree(
     files: Path,
     setup: Path | None = None,
     parent: Path | None = None,
+    boots: str | None = None,
     folder: Path,
     shell_on_failure: bool = False,
 ) -> None:
@@ -48,6 +49,7 @@ def tree(
         files: a tar archive of files that go over the tree.
         setup: a shell script that runs in the tree after that, as its root, without a network.
         parent: the archive of the tree that this one grows from; None: a new one.
+        boots: the release of the kernel that its boot loader starts; None: the one installed last.
         folder: an empty folder with room for the tree, which this fills.
         shell_on_failure: give whoever sits at the terminal a shell in the tree if the script fails.
 
@@ -66,7 +68,7 @@ def tree(
     mode = _mode()
     command = _command(target, mode, new=parent is None, folder=folder, log=log)
     try:
-        run(_isolated(mode, _environment(folder, shell_on_failure)) + command,
+        run(_isolated(mode, _environment(folder, boots, shell_on_failure)) + command,
             package="mmdebstrap", timeout=_BUILD_SECONDS, folder=folder)  # fmt: skip
     except ImageError as error:
         raise _told(log) from error
@@ -134,7 +136,7 @@ def _isolated(mode: str, environment: Sequence[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "--", *bounds, "env", "-i", *environment]
 
 
-def _environment(folder: Path, shell_on_failure: bool) -> list[str]:
+def _environment(folder: Path, boots: str | None, shell_on_failure: bool) -> list[str]:
     """All that the build sees of ours: no locale, time zone or secret of whoever builds."""
     variables = {
         "PATH": surroundings()["PATH"],
@@ -148,6 +150,7 @@ def _environment(folder: Path, shell_on_failure: bool) -> list[str]:
         # In a namespace with one user the kernel answers otherwise than fakeroot expects, so it is not asked.
         "FAKEROOTDONTTRYCHOWN": "1",
         "KVMLAB_WORK": str(folder.resolve()),
+        "KVMLAB_BOOTS": boots or "",
         "KVMLAB_SHELL": "yes" if shell_on_failure else "",
     }
     return [f"{name}={value}" for name, value in variables.items()]

@@ -77,14 +77,21 @@ setup_failed() {
 
 # Once, after everything that it depends on.
 make_initramfs() {
-    [ ! -e "$root/usr/sbin/update-initramfs" ] || inside update-initramfs -c -k all
+    [ ! -e "$root/usr/sbin/update-initramfs" ] || inside update-initramfs -c -k "${KVMLAB_BOOTS:-all}"
+}
+
+# The package of an older kernel than the tree's leaves the links where they are.
+choose_kernel() {
+    ln -sfn "boot/vmlinuz-$KVMLAB_BOOTS" "$root/vmlinuz"
+    ln -sfn "boot/initrd.img-$KVMLAB_BOOTS" "$root/initrd.img"
 }
 
 # What a system has for itself alone, what is of the build, and what the kinds of build make differently.
 forget_identity() {
     rm -f "$root"/etc/ssh/ssh_host_*_key "$root"/etc/ssh/ssh_host_*_key.pub "$root/etc/machine-id" \
         "$root/var/lib/systemd/random-seed" "$root/var/lib/systemd/credential.secret" "$root/root/.bash_history" \
-        "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/vmlinuz.old"
+        "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/vmlinuz.old" \
+        "$root/initrd.img.old"
     : >"$root/etc/machine-id"
     chmod 444 "$root/etc/machine-id"
     if [ -d "$root/var/log/journal" ]; then
@@ -107,6 +114,7 @@ customize)
     copy_files
     [ ! -e "$work/setup.sh" ] || run_setup
     make_initramfs
+    [ -z "$KVMLAB_BOOTS" ] || choose_kernel
     forget_identity
     # mmdebstrap names its own archive here; a recipe's own list is in a file of sources.list.d.
     : >"$root/etc/apt/sources.list"

@@ -48,6 +48,8 @@ _FRAME = re.compile(r":[0-9a-f]{16}:?(load|[a-z]+|):")
 # Requests and their echo, the server being taught, the rest of a frame whose beginning is no longer there.
 _NOISE = re.compile(r"(.*# )?: [ragbpxq]( .*)?|.*kl_.*|( ?[0-9a-f]{2}){8,}:?|[A-Za-z0-9+/]{60,}={0,2}")
 _PAYLOAD = re.compile(r"[A-Za-z0-9+/]*={0,2}|( ?[0-9a-f]{2})*:?")
+# Colours, bracketed paste, the cursor's place (ECMA-48, 5.4), as a log shows them.
+_TERMINAL_CODE = re.compile(r"\\x1b\[[0-?]*[ -/]*[@-~]")
 HEAD_BYTES = 2048
 UNIT_BYTES = 4096
 BLOCK_UNITS = 24
@@ -79,17 +81,17 @@ class Ended:
 
 
 def for_people(lines: Iterable[str]) -> list[str]:
-    """Leave out what this protocol put on the line: a person looks for what the guest said.
+    """Leave out what this protocol and terminal codes put on the line: a person looks for what was said.
 
     Args:
-        lines: lines of the console; the first may be in the midst of a frame.
+        lines: lines of the console, made printable; the first may be in the midst of a frame.
 
     Returns:
         The others, kernel messages in the midst of a frame included; of several empty lines, the first.
     """
     shown: list[str] = []
     frame = ""
-    for line in lines:
+    for line in (_TERMINAL_CODE.sub("", line) for line in lines):
         if begun := _FRAME.match(line):
             frame = begun[1]
         elif not (

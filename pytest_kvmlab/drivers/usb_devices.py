@@ -5,10 +5,8 @@ itself is text of a stranger, cut and cleaned here.
 """
 
 import contextlib
-import fcntl
 import os
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,6 @@ _NAME = re.compile(r"usb[0-9]+|[0-9]+-[0-9]+(\.[0-9]+)*")
 # usb.org, "Defined Class Codes"; HID specification 1.11, 4.2 and 4.3.
 _HUB = 0x09
 _BOOT_KEYBOARD, _BOOT_MOUSE = (0x03, 0x01, 0x01), (0x03, 0x01, 0x02)
-# linux/usbdevice_fs.h: _IOWR('U', 18, struct usbdevfs_ioctl), and inside it _IO('U', 23).
-_USBDEVFS_IOCTL, _USBDEVFS_CONNECT = 0xC0105512, 0x5517
 _IFF_UP = 0x1
 
 
@@ -128,19 +124,6 @@ class HostBus:
     def is_accessible(self, device: HostDevice) -> bool:
         """Whether this user may read and write its node."""
         return os.access(self.node(device), os.R_OK | os.W_OK)
-
-    def give_back(self, device: HostDevice) -> None:
-        """Let the kernel find drivers for a device that a program has left; one that is gone needs none."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.node(device), os.O_RDWR | os.O_CLOEXEC)
-            try:
-                for interface in device.interfaces:
-                    number = int(interface.name.rpartition(".")[2])
-                    request = struct.pack("iiP", number, _USBDEVFS_CONNECT, 0)
-                    with contextlib.suppress(OSError):  # no driver wants it, or it has one
-                        fcntl.ioctl(descriptor, _USBDEVFS_IOCTL, request)
-            finally:
-                os.close(descriptor)
 
     def _folders(self) -> Iterator[Path]:
         with contextlib.suppress(OSError):

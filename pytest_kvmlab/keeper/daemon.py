@@ -138,12 +138,14 @@ security_driver = "none"
 """
 
 # As root libvirt would switch QEMU to a user of its own, change the owners of base images to that user and
-# remember the old ones in extended attributes; none of that may happen to files which are not ours.
+# remember the old ones in extended attributes; none of that may happen to files which are not ours. It would
+# also make a folder below /dev/hugepages, which most hosts have and which is read-only here, and not start.
 _QEMU_CONF_ROOT = """\
 user = "+0"
 group = "+0"
 dynamic_ownership = 0
 remember_owner = 0
+hugetlbfs_mount = []
 namespaces = []
 swtpm_user = "root"
 swtpm_group = "root"
@@ -199,8 +201,12 @@ def embedded_files(root: Path) -> dict[Path, str]:
 
 
 def _environment(folder: Path, privileged: bool) -> dict[str, str]:
+    """The places of the user's files; as root, no way to the host's systemd.
+
+    libvirt would register each guest with systemd-machined, by the number that QEMU has in the namespace.
+    """
     if privileged:
-        return {}
+        return {"DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={folder}/no-bus"}
     places = {"XDG_RUNTIME_DIR": "xdg", "XDG_CONFIG_HOME": "conf", "XDG_CACHE_HOME": "xdg/cache",
               "XDG_DATA_HOME": "xdg/data"}  # fmt: skip
     return {name: str(folder / place) for name, place in places.items()}

@@ -20,9 +20,11 @@ from pytest_kvmlab.keeper.conversations import answer_in_threads, dial_for, list
 from pytest_kvmlab.keeper.faults import Wire, as_faults
 from pytest_kvmlab.keeper.lan_request import LONGEST, LanRequest, as_request, taps
 from pytest_kvmlab.keeper.links import (
+    Port,
     enter_new_network_namespace,
     inner_name,
     make_links,
+    refuse_closed_tun,
     refuse_taken_names,
     remove_links,
 )
@@ -65,6 +67,7 @@ def _opened(request: LanRequest, run: RunFolder) -> Iterator[None]:
         folder = run.lan(request.lan)
         folder.mkdir()
         made.callback(shutil.rmtree, folder, ignore_errors=True)
+        refuse_closed_tun()
         refuse_taken_names(request)
         networks = _Networks(request, folder)
         enter_new_network_namespace()
@@ -91,8 +94,11 @@ class _Networks:
             for index, network in enumerate(request.networks)
             if network.gateway
         ]
+        # Root has the kernel join them with the host's bridges.
+        self._ports = {name: Port() for name in self._segments if os.geteuid() != 0}
         self._wire = Wire(request.lan)
         self._way_out: list[int] = []
+        self._end = -1
 
     def make(self) -> None:
         """Make all of them, in the run's namespace and in the one of this process."""
@@ -101,11 +107,13 @@ class _Networks:
         for network in self._request.networks:
             if segment := self._segments.get(network.name):
                 segment.listen(network.bridge)
+            if port := self._ports.get(network.name):
+                port.plug_into(network.bridge)
         for server in self._servers:
             server.start()
-        end, self._held_until_the_end = os.pipe()
+        self._end, self._held_until_the_end = os.pipe()
         users = [] if os.geteuid() == 0 else [_opened_namespace("user")]
-        self._way_out = [_opened_namespace("net"), end, *users]
+        self._way_out = [_opened_namespace("net"), self._end, *users]
 
     def remove(self) -> None:
         """Remove whatever of them is there."""
@@ -123,6 +131,8 @@ class _Networks:
                 say(line, {}, self._way_out)
             case {"tell": "run"}:
                 say(line, {}, [self._run])
+            case {"tell": "port", "of": str(name)} if name in self._ports:
+                say(line, {}, [self._ports[name].descriptor, self._end])
             case {"tell": "taken"}:
                 say(line, self._taken())
             case {"faults": faults}:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv4Interface
@@ -13,9 +14,9 @@ from typing import Any
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.client import dial_lan
 from pytest_kvmlab.keeper.faults import Faults, faults_as_document
-from pytest_kvmlab.keeper.lan_request import LanRequest, as_document
+from pytest_kvmlab.keeper.lan_request import LanNetwork, LanRequest, as_document
 from pytest_kvmlab.keeper.protocol import OpenLan, ask_for, hear, refusal, refused, say
-from pytest_kvmlab.keeper.real_bridge import plug_in, refuse_taken_macs
+from pytest_kvmlab.keeper.real_bridge import join, plug_in, refuse_taken_macs
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.keeper.uplink import lead_out
 
@@ -75,7 +76,7 @@ class Lan:
         self.request = request
         self._run = folder
         self._line = line
-        self._way_out: subprocess.Popen[bytes] | None = None
+        self._outside: list[subprocess.Popen[bytes]] = []
 
     def lead_out(self) -> None:
         """Start the way out, if one of the networks has an uplink.
@@ -85,7 +86,7 @@ class Lan:
         """
         if any(network.uplink for network in self.request.networks):
             _, passes = self._ask("way out")
-            self._way_out = lead_out(passes, self._folder / "uplink.log")
+            self._outside.append(lead_out(passes, self._folder / "uplink.log"))
 
     def plug_in(self) -> None:
         """Plug networks into the bridges of this host that they are parts of.
@@ -98,11 +99,22 @@ class Lan:
         for network, bridge in plugged.items():
             refuse_taken_macs(network, bridge)
         if plugged:
-            _, (run,) = self._ask("run")
-            with closing(os.fdopen(run)):
-                for network, bridge in plugged.items():
-                    plug_in(network, bridge, run)
+            if os.geteuid() == 0:
+                self._plug_in(plugged)
+            else:
+                self._join(plugged)
             self._refuse_taken_addresses()
+
+    def _plug_in(self, plugged: Mapping[LanNetwork, str]) -> None:
+        _, (run,) = self._ask("run")
+        with closing(os.fdopen(run)):
+            for network, bridge in plugged.items():
+                plug_in(network, bridge, run)
+
+    def _join(self, plugged: Mapping[LanNetwork, str]) -> None:
+        for network, bridge in plugged.items():
+            _, passes = self._ask("port", of=network.name)
+            self._outside.append(join(bridge, passes))
 
     def _refuse_taken_addresses(self) -> None:
         taken, _ = self._ask("taken")
@@ -182,9 +194,9 @@ class Lan:
         except OSError as error:
             raise self._gone(error) from error
         self._line.close()
-        if self._way_out:
+        for process in self._outside:
             # It is meant to run on; without this Popen would warn of it when it is forgotten.
-            self._way_out.returncode = 0
+            process.returncode = 0
 
     def close(self) -> None:
         """Take the networks down, unless they are kept; those that are gone are as good.
@@ -204,17 +216,8 @@ class Lan:
                 raise HostError(f"the networks at {self._folder} do not end", "run: kvmlab reap") from error
             except OSError:
                 pass  # killed, perhaps; its networks go with the run
-        self._end_way_out()
-
-    def _end_way_out(self) -> None:
-        """See that it ends, as it does by itself when the networks do."""
-        if self._way_out is None:
-            return
-        try:
-            self._way_out.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._way_out.kill()
-            self._way_out.wait()
+        for process in self._outside:
+            _see_the_end_of(process)
 
     def leads_to(self, address: str) -> bool:
         """Whether an address is in a network that we have one in, too; else it is on a real LAN."""
@@ -223,9 +226,9 @@ class Lan:
         ]
         return any(IPv4Address(address) in network for network in ours)
 
-    def _ask(self, what: str) -> tuple[dict[str, Any], list[int]]:
+    def _ask(self, what: str, **more: str) -> tuple[dict[str, Any], list[int]]:
         try:
-            return ask_for(self._socket, {"tell": what}, timeout=_ANSWER_SECONDS)
+            return ask_for(self._socket, {"tell": what, **more}, timeout=_ANSWER_SECONDS)
         except OSError as error:
             raise self._gone(error) from error
 
@@ -239,3 +242,12 @@ class Lan:
 
     def _gone(self, error: OSError) -> HostError:
         return HostError(f"the networks of the lab are gone: {error}", looked_at=[self._socket])
+
+
+def _see_the_end_of(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for what ends by itself when the networks do."""
+    try:
+        process.wait(_CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -12,7 +12,11 @@ from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.keeper.lan_request import LanNetwork, LanRequest, gateway_port
 from pytest_kvmlab.keeper.programs import find_program, run_program
 
+TUN = "/dev/net/tun"
+"""What TAPs are made with."""
+
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET, sched.h
+_MAKE_TAP, _TAP = 0x400454CA, 0x1002  # TUNSETIFF, IFF_TAP | IFF_NO_PI: linux/if_tun.h
 _ETHTOOL, _SET_TRANSMIT_CHECKSUMS = 0x8946, 0x17  # SIOCETHTOOL, ETHTOOL_STXCSUM: linux/sockios.h, ethtool.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,6 +48,17 @@ def refuse_taken_names(request: LanRequest) -> None:
         raise HostError(f"there is a device of this name already: {', '.join(sorted(taken))}")
 
 
+def refuse_closed_tun() -> None:
+    """Make sure that TAPs can be made.
+
+    Raises:
+        HostError: this user may not open what they are made with.
+    """
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        hint = f"as root: chmod 666 {TUN}, as udev does"
+        raise HostError(f"{TUN} may not be opened by this user", hint, check="networks")
+
+
 def make_links(request: LanRequest) -> None:
     """Make the bridges and TAPs in the run's namespace, and our own ends in the one of this process.
 
@@ -65,6 +80,30 @@ def remove_links(request: LanRequest) -> None:
         run_program(command, text="\n".join(lines))
     except HostError:
         return  # some were not there, and all the others were taken away
+
+
+class Port:
+    """A port in the run's namespace whose frames are carried by whoever is given its descriptor.
+
+    To be made before this process leaves that namespace: TAPs are made where `/dev/net/tun` was opened.
+
+    Raises:
+        OSError: this user may not open that.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
+
+    def plug_into(self, bridge: str) -> None:
+        """Plug it into a bridge of the run.
+
+        Raises:
+            OSError: there is such a port already.
+            HostError: `ip` is missing, or refuses.
+        """
+        name = gateway_port(bridge)
+        fcntl.ioctl(self.descriptor, _MAKE_TAP, struct.pack("16sH22x", name.encode(), _TAP))
+        _in_the_run([f"link set dev {name} master {bridge} addrgenmode none up"])
 
 
 def _devices(request: LanRequest) -> Iterator[str]:

@@ -1,19 +1,25 @@
 """A port of a lan on a bridge that the host has, for as long as the lan is there: ip-link(8), bridge(8).
 
-The owner of the lan makes it, from outside the private host, with the rights that this takes. The port is
+The owner of the lan makes it, from outside the private host, with the rights that this takes. Root's port is
 one end of a pair whose other end is in the run's network namespace from its first moment, so that the kernel
-removes both when the run ends, however that happens (veth(4)).
+removes both when the run ends, however that happens (veth(4)). Others have it made by QEMU's helper, and a
+process of theirs carries what passes.
 """
 
+import contextlib
 import json
 import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from typing import Any
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.keeper.bridge_helper import find_obstacle, open_port
 from pytest_kvmlab.keeper.lan_request import LanNetwork, gateway_port
 from pytest_kvmlab.keeper.programs import find_program, run_program
 
@@ -22,18 +28,33 @@ _FORWARDING = "forwarding"
 _FORWARDING_SECONDS = 65.0
 
 
+def subnets_of(bridge: str) -> list[IPv4Network]:
+    """Tell which subnets this host reaches by way of a bridge.
+
+    Args:
+        bridge: its name; by a bridge that there is not, nothing is reached.
+
+    Raises:
+        HostError: `ip` is missing.
+    """
+    routes = _listed(["ip", "-4", "-json", "route", "show"])
+    found = [route["dst"] for route in routes if route.get("dev") == bridge and route["dst"] != "default"]
+    return [IPv4Network(subnet) for subnet in found]
+
+
 def refuse_taken_macs(network: LanNetwork, bridge: str) -> None:
     """Make sure that the host's bridge does not know somebody else of the same MAC address.
 
     Raises:
         HostError: it does, or there is no such bridge, or this user may not plug anything in.
     """
-    if os.geteuid() != 0:
-        raise HostError(
-            f"network '{network.name}': only root can plug something into {bridge}",
-            f"run as root; or let a bridge stand for it: [network.{network.name}] simulated = true",
-        )
     _require_bridge(network, bridge)
+    if os.geteuid() != 0 and (found := find_obstacle(bridge)):
+        raise HostError(
+            f"network '{network.name}': this user cannot be plugged into {bridge}: {found.seen}",
+            f"{found.remedy}; or let a bridge stand for it: [network.{network.name}] simulated = true",
+            check="bridge",
+        )
     known = {entry["mac"]: entry for entry in _listed(["bridge", "-json", "fdb", "show", "br", bridge])}
     for mac in (host.mac for host in network.hosts):
         if mac in known:
@@ -64,6 +85,35 @@ def plug_in(network: LanNetwork, bridge: str, run: int) -> None:
     deadline = Deadline(_FORWARDING_SECONDS)
     _wait_until_it_forwards([*entering, find_program("bridge")], inner, run, deadline)
     _wait_until_it_forwards(["bridge"], outer, run, deadline)
+
+
+def join(bridge: str, descriptors: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """Have a port made by QEMU's helper, join it with one of the lan, and wait until it lets packets pass.
+
+    Args:
+        bridge: the host's bridge.
+        descriptors: of the port of the lan, and of a pipe that ends with the lan; closed here.
+
+    Returns:
+        The process that carries what passes; it ends with the lan.
+
+    Raises:
+        HostError: this user may not, or the port does not begin to forward.
+    """
+    with contextlib.ExitStack() as opened:
+        for descriptor in descriptors:
+            opened.callback(os.close, descriptor)
+        port, name = open_port(bridge)
+        opened.callback(os.close, port)
+        _wait_until_it_forwards(["bridge"], name, None, Deadline(_FORWARDING_SECONDS))
+        numbers = [port, *descriptors]
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "pytest_kvmlab.keeper.pump", *map(str, numbers)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=numbers,
+            start_new_session=True,  # Ctrl-C is for the tests, and a kept run outlives its owner
+            cwd="/",
+        )
 
 
 def making(outer: str, inner: str, inside: str, bridge: str, mtu: int) -> list[str]:
@@ -103,7 +153,7 @@ def _require_bridge(network: LanNetwork, bridge: str) -> None:
         )
 
 
-def _wait_until_it_forwards(program: Sequence[str], port: str, run: int, deadline: Deadline) -> None:
+def _wait_until_it_forwards(program: Sequence[str], port: str, run: int | None, deadline: Deadline) -> None:
     """Wait for the kernel, which does not plug a port in before its other end is up."""
     while (state := _state(program, port, run)) != _FORWARDING:
         if deadline.passed:
@@ -111,8 +161,8 @@ def _wait_until_it_forwards(program: Sequence[str], port: str, run: int, deadlin
         time.sleep(0.05)
 
 
-def _state(program: Sequence[str], port: str, run: int) -> str:
-    links = _listed([*program, "-json", "link", "show", "dev", port], run)
+def _state(program: Sequence[str], port: str, run: int | None) -> str:
+    links = _listed([*program, "-json", "link", "show", "dev", port], *([] if run is None else [run]))
     return str(next((link.get("state") for link in links), "gone"))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.keeper.borrowed import call_back_all
 from pytest_kvmlab.keeper.run_folder import (
     RunFolder,
     grave_of,
@@ -51,12 +52,13 @@ def reap_dead_runs() -> list[RunFolder]:
 
 
 def sweep(folder: RunFolder) -> None:
-    """End the processes of a run and remove its folder; the caller owns the run.
+    """End the processes of a run, give its dongles back, and remove its folder; the caller owns the run.
 
     A folder stays for the next sweep as long as a process of the run does.
     """
     if not _end(run_processes(folder), folder):
         return
+    call_back_all(folder)
     shutil.rmtree(folder.memory, ignore_errors=True)
     grave = grave_of(folder)
     with contextlib.suppress(FileNotFoundError):

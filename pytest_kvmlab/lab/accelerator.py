@@ -44,13 +44,15 @@ class Verdict:
     timeout_scale: float
 
 
-def prove(wish: str, launcher: Callable[[Accel], Launcher], cache: Path) -> Verdict:
+def prove(wish: str, launcher: Callable[[Accel], Launcher], cache: Path, *, patience: float = 1.0) -> Verdict:
     """Find out which accelerator to use, by booting a guest with it; once per boot of this machine.
 
     Args:
         wish: `auto`, `kvm` or `tcg`.
         launcher: gives a launcher that uses an accelerator.
         cache: a folder that keeps verdicts.
+        patience: how many times as long as usual a guest may take to boot with KVM, before it counts as
+            one that hangs: somebody knows that this machine is slow, as one that is emulated itself.
 
     Returns:
         The verdict. Where no guest can be booted to prove it, emulation, with the reason.
@@ -58,10 +60,10 @@ def prove(wish: str, launcher: Callable[[Accel], Launcher], cache: Path) -> Verd
     Raises:
         HostError: `kvm` was asked for, and no guest boots with it.
     """
-    file = cache / f"{_key(wish)}.json"
+    file = cache / f"{_key(wish, patience)}.json"
     verdict = _remembered(file)
     if verdict is None:
-        verdict = _find_out(wish, launcher, file)
+        verdict = _find_out(wish, launcher, _KVM_SECONDS * max(1.0, patience), file)
     if wish == "kvm" and verdict.accel != "kvm":
         raise HostError(
             f"KVM does not work here: {verdict.why}", "use --kvm-accel=auto, or mend KVM", check=KVM.name
@@ -69,9 +71,9 @@ def prove(wish: str, launcher: Callable[[Accel], Launcher], cache: Path) -> Verd
     return verdict
 
 
-def _find_out(wish: str, launcher: Callable[[Accel], Launcher], file: Path) -> Verdict:
+def _find_out(wish: str, launcher: Callable[[Accel], Launcher], kvm_seconds: float, file: Path) -> Verdict:
     try:
-        verdict = _proved(wish, launcher)
+        verdict = _proved(wish, launcher, kvm_seconds)
     except KvmlabError as error:
         # Not remembered: what was in the way, such as an image that cannot be built, says nothing of KVM.
         return Verdict("tcg", f"unproved: {error.message}", _UNMEASURED_SCALE)
@@ -79,24 +81,24 @@ def _find_out(wish: str, launcher: Callable[[Accel], Launcher], file: Path) -> V
     return verdict
 
 
-def _proved(wish: str, launcher: Callable[[Accel], Launcher]) -> Verdict:
-    obstacle = "emulation was asked for" if wish == "tcg" else _obstacle_to_kvm(launcher)
+def _proved(wish: str, launcher: Callable[[Accel], Launcher], kvm_seconds: float) -> Verdict:
+    obstacle = "emulation was asked for" if wish == "tcg" else _obstacle_to_kvm(launcher, kvm_seconds)
     if not obstacle:
         return Verdict("kvm", "a guest booted with it", 1.0)
     seconds = _boot_seconds(launcher("tcg"), _TCG_SECONDS)
     return Verdict("tcg", obstacle, min(_MOST_SCALE, max(1.0, round(seconds / _SECONDS_WITH_KVM, 1))))
 
 
-def _obstacle_to_kvm(launcher: Callable[[Accel], Launcher]) -> str:
+def _obstacle_to_kvm(launcher: Callable[[Accel], Launcher], seconds: float) -> str:
     """Why KVM cannot be used; empty if a guest booted with it."""
     finding = KVM.look()
     if not finding.ok:
         return finding.seen
     try:
-        _boot_seconds(launcher("kvm"), _KVM_SECONDS)
+        _boot_seconds(launcher("kvm"), seconds)
     except GuestError as error:
         reason = textwrap.shorten(error.message.rpartition(": error: ")[2], _REASON_CHARACTERS)
-        return f"/dev/kvm opens, but a guest does not boot with it within {_KVM_SECONDS:g} s: {reason}"
+        return f"/dev/kvm opens, but a guest does not boot with it within {seconds:g} s: {reason}"
     return ""
 
 
@@ -115,8 +117,8 @@ def _ignore(*_: object) -> bool:
     return False
 
 
-def _key(wish: str) -> str:
-    """What a verdict depends on: this boot of the machine, its kernel, its QEMU, and who asks."""
+def _key(wish: str, patience: float = 1.0) -> str:
+    """What a verdict depends on: this boot of the machine, its kernel, its QEMU, who asks, how patiently."""
     emulator = shutil.which("qemu-system-x86_64")
     build = Path(emulator).stat() if emulator else None
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -127,6 +129,7 @@ def _key(wish: str) -> str:
         emulator,
         build and (build.st_mtime_ns, build.st_size),
         os.getuid(),
+        patience,
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

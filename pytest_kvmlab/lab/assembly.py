@@ -109,8 +109,9 @@ class Assembly:
         journal = Journal(listeners=[self.journal.add])
         autodestroy = self.host.autodestroy and not self.keep
         lines = [wiring.line(name, index) for index in range(len(plan.nics))]
-        dial = lines[0].dial if lines and lines[0] else None
-        machine = Machine(name, self.host, plan, renew, journal, autodestroy, dial, parts.frozen)
+        line = lines[0] if lines else None
+        dial, early = (line.dial, line.early) if line else (None, True)
+        machine = Machine(name, self.host, plan, renew, journal, autodestroy, dial, parts.frozen, early)
         ssh = SshChannel(
             name, partial(machine.dial_greeter, SSH_PORT), access.login, host_key=access.host_key
         )
@@ -123,6 +124,7 @@ class Assembly:
             timeout_scale=self.timeout_scale,
             save=partial(self.images.save, parts.disks[0].file.path) if image.boot.disk else None,
             dongles=dongles,
+            kernels=self.images.kernel_packages,
             nics=[Nic(nic.mac, machine, line) for nic, line in zip(plan.nics, lines, strict=True)],
         )
 

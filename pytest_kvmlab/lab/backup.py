@@ -149,7 +149,7 @@ def _called(manifest: Manifest, name: str) -> Manifest:
 
 def _refuse_what_points_elsewhere(manifest: Manifest, keys: GuestKeys, file: Path) -> None:
     """A stranger's image must not lead a guest to files of this machine."""
-    if paths := list(_paths(keys.model_dump())):
+    if paths := list(_paths(keys)):
         raise ImageError(f"the manifest in {file} names files outside of it: {', '.join(map(str, paths))}")
     if manifest.kind == "layer" and manifest.parent:
         raise ImageError(f"the disk in {file} stands on another image's, so it is not whole")
@@ -164,6 +164,8 @@ def _paths(value: Any) -> Iterator[Path]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _paths(inner)
+    elif hasattr(value, "__dict__"):
+        yield from _paths(vars(value))
 
 
 def _require_room(manifest: Manifest, folder: Path) -> None:

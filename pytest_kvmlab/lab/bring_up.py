@@ -15,6 +15,7 @@ from pytest_kvmlab.lab.run import capabilities_folder, open_run
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.labfile import LabSpec
 from pytest_kvmlab.spec.options import Options
+from pytest_kvmlab.spec.selection import with_kernels
 
 
 def bring_up(lab: LabSpec, options: Options, *, seconds: float, progress: Progress) -> RunFolder:
@@ -43,7 +44,7 @@ def bring_up(lab: LabSpec, options: Options, *, seconds: float, progress: Progre
         run = open_run(kept, choice, keeper.folder, worker="up", journal=Journal(), progress=progress)
         with closing(run):
             progress(f"starting {', '.join(lab.guests)}", None)
-            with run.launcher.lab(lab, source=f"lab {lab.name}", witness=_keep):
+            with run.launcher.lab(with_kernels(lab), source=f"lab {lab.name}", witness=_keep):
                 pass
         hand_over(keeper, seconds)
     return keeper.folder

@@ -1,8 +1,10 @@
 """From a recipe to an image in the store."""
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pytest_kvmlab.errors import ConfigError, ImageError
 from pytest_kvmlab.lab.base_image import StartsGuests
@@ -10,12 +12,16 @@ from pytest_kvmlab.lab.blueprint import Blueprint
 from pytest_kvmlab.lab.debian_image import debian_blueprint
 from pytest_kvmlab.lab.initramfs_image import initramfs_blueprint
 from pytest_kvmlab.lab.installing import installer_blueprint
+from pytest_kvmlab.lab.kernel_image import kernel_blueprint
+from pytest_kvmlab.lab.kernels import Kernel, find_kernel, kernel_of, new_kernel
 from pytest_kvmlab.lab.layering import Rescue, layer_blueprint
 from pytest_kvmlab.lab.recipes import recipe_digest, recipes, refuse_circle
 from pytest_kvmlab.lab.store import Image, OtherVersionsImage, Store
+from pytest_kvmlab.lab.tree import installed
 from pytest_kvmlab.progress import Progress
+from pytest_kvmlab.spec.kernel import ITS_OWN, image_with, split_image
 from pytest_kvmlab.spec.lock import LockedPackage, parse_lock
-from pytest_kvmlab.spec.manifest import LOCK
+from pytest_kvmlab.spec.manifest import LOCK, TREE
 from pytest_kvmlab.spec.names import nearest
 from pytest_kvmlab.spec.recipe import (
     DebianKeys,
@@ -28,16 +34,24 @@ from pytest_kvmlab.spec.recipe import (
 )
 
 
-def ensure(name: str, store: Store, *, guests: StartsGuests | None = None, progress: Progress) -> Image:
+def ensure(
+    name: str,
+    store: Store,
+    *,
+    guests: StartsGuests | None = None,
+    kernels: Sequence[Kernel] = (),
+    progress: Progress,
+) -> Image:
     """Get an image, built now if there is none of the recipe as it is.
 
     An image of the unchanged recipe is used as it is, even if the archive has newer packages by now: that is
     quick, needs no network, and a run does not change what it tests. `build` looks for newer ones.
 
     Args:
-        name: the image.
+        name: the image; or, with another kernel than its own, `debian-12+6.12`.
         store: where images live.
         guests: starts guests, where building may need them.
+        kernels: kernels that are named as they are here, and not looked for.
         progress: told what is being done, if something is.
 
     Returns:
@@ -48,6 +62,10 @@ def ensure(name: str, store: Store, *, guests: StartsGuests | None = None, progr
         ConfigError: the recipe is wrong.
         HostError: a program that building needs is missing.
     """
+    base, kernel = split_image(name)
+    if kernel != ITS_OWN:
+        below = ensure(base, store, guests=guests, progress=progress)
+        return _with_kernel(below, kernel, store, kernels, progress)
     folder = recipes().get(name)
     image = _found(name, store, can_be_built=folder is not None)
     if image and (folder is None or image.manifest.recipe == recipe_digest(folder)):
@@ -70,6 +88,27 @@ def _found(name: str, store: Store, *, can_be_built: bool) -> Image | None:
         if can_be_built:
             return None
         raise
+
+
+def _with_kernel(base: Image, wish: str, store: Store, own: Sequence[Kernel], progress: Progress) -> Image:
+    """An image with another kernel: the one that is there, if it still is what it would be made of."""
+    if base.manifest.kernel_version == wish:
+        return base
+    there = _found(image_with(base.name, wish), store, can_be_built=True)
+    given = next((kernel for kernel in own if kernel.name == wish), None)
+    kernel = given or (kernel_of(there, wish) if there else None)
+    if kernel is None:
+        release = find_kernel(wish, base.manifest.suite, store)
+        if release != wish:
+            return _with_kernel(base, release, store, own, progress)
+        tree = base.file(TREE)
+        status = installed(tree) if tree else ""
+        kernel = new_kernel(release, base.manifest.suite, status, store)
+    with base.lock_shared(), TemporaryDirectory() as empty:
+        blueprint = kernel_blueprint(base, kernel, store, Path(empty), progress=progress)
+        if there and there.manifest.identity == blueprint.identity:
+            return there
+        return _built(image_with(base.name, kernel.name), lambda: blueprint, store, progress)
 
 
 def build(
@@ -102,9 +141,16 @@ def build(
     """
     recipe = load_recipe(recipe_folder)
     refuse_circle(recipe)
-    waiting = f"waiting for another process that builds the image {recipe.name}"
-    with ExitStack() as held, store.building(recipe.name, waiting=lambda: progress(waiting, None)) as folder:
-        blueprint = _Builder(store, guests, rescue, lock, progress, held).blueprint(recipe)
+    with ExitStack() as held:
+        builder = _Builder(store, guests, rescue, lock, progress, held)
+        return _built(recipe.name, lambda: builder.blueprint(recipe), store, progress)
+
+
+def _built(name: str, blueprint_of: Callable[[], Blueprint], store: Store, progress: Progress) -> Image:
+    """Build an image, unless exactly that is there; of several processes only one does."""
+    waiting = f"waiting for another process that builds the image {name}"
+    with store.building(name, waiting=lambda: progress(waiting, None)) as folder:
+        blueprint = blueprint_of()
         there = store.intact(blueprint.identity)
         if there:
             store.name(there)

@@ -151,6 +151,8 @@ def _thaw(guest: Guest) -> None:
     try:
         guest.thaw()
     except (KvmlabError, WaitTimeout) as error:
+        if guest.spec.usb:  # clones without them did start, so it is the devices, and a boot would not help
+            raise
         raise NoClones(f"a clone of {guest.name} did not start: {_first_line(error)}") from error
 
 

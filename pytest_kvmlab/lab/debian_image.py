@@ -31,6 +31,7 @@ class _Build:
         suite: the release of Debian that its packages are of.
         parent: the image that it grows from, locked; None for a new system.
         packages: what is installed on top of that.
+        boots: the release of the kernel that the disk boots; None: the one installed last.
         store: where packages and images are.
         shell_on_failure: give the terminal a shell in the tree if `setup.sh` fails.
         progress: told what is being done.
@@ -44,6 +45,7 @@ class _Build:
     store: Store
     shell_on_failure: bool
     progress: Progress
+    boots: str | None = None
 
     @property
     def identity(self) -> str:
@@ -77,6 +79,7 @@ class _Build:
             target=tree,
             folder=work,
             parent=self.parent.file(TREE) if self.parent else None,
+            boots=self.boots,
             shell_on_failure=self.shell_on_failure,
             progress=self.progress,
         )
@@ -138,6 +141,35 @@ def debian_blueprint(
         status = installed(_tree(parent)) if parent else ""
         locked = debian.resolve_system(keys.packages, suite=suite, installed=status)
     build = _Build(recipe, keys, suite, parent, locked, store, shell_on_failure, progress)
+    return Blueprint(build.identity, build.make)
+
+
+def with_kernel_blueprint(
+    recipe: Recipe,
+    keys: DebianKeys,
+    parent: Image,
+    store: Store,
+    *,
+    release: str,
+    locked: Sequence[LockedPackage],
+    progress: Progress,
+) -> Blueprint:
+    """Find out what an image with another kernel would be made of.
+
+    Args:
+        recipe: names the new image; its folder is empty.
+        keys: ask for the kernel's package.
+        parent: the image that gets the kernel, locked until the new one is in its place.
+        store: where packages and images are.
+        release: the kernel that guests boot.
+        locked: its package and what that needs, which the store has.
+        progress: told what is being done.
+
+    Raises:
+        ConfigError: the parent is no image of kind `debian`.
+    """
+    suite = _suite_of(parent, recipe)
+    build = _Build(recipe, keys, suite, parent, locked, store, False, progress, release)
     return Blueprint(build.identity, build.make)
 
 

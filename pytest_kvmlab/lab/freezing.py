@@ -151,10 +151,14 @@ def _same_random(one: Guest, other: Guest) -> str:
 
 
 def _wrong_clock(guest: Guest) -> str:
-    behind = time.time() - float(_asked(guest, "date +%s"))
+    asked = time.time()
+    shown = float(_asked(guest, "date +%s"))
     # A full second is lost in the answer, which is a whole number.
-    wrong = not -_MOST_SECONDS_OFF <= behind <= _MOST_SECONDS_OFF + 1
-    return f"the clock of a clone is {behind:.1f} s behind" if wrong else ""
+    if shown < asked - _MOST_SECONDS_OFF - 1:
+        return f"the clock of a clone is {asked - shown:.1f} s behind"
+    if shown > (now := time.time()) + _MOST_SECONDS_OFF:
+        return f"the clock of a clone is {shown - now:.1f} s ahead"
+    return ""
 
 
 def _stuck(guest: Guest) -> str:

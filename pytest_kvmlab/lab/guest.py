@@ -12,10 +12,10 @@ from pytest_kvmlab.errors import ConfigError, HostError, TeardownError
 from pytest_kvmlab.lab.commands import COMMAND_SECONDS
 from pytest_kvmlab.lab.dongles import Supply
 from pytest_kvmlab.lab.guest_usb import GuestUsb
+from pytest_kvmlab.lab.kernel_upgrade import KernelUpgrades, Packages
 from pytest_kvmlab.lab.kernel_watch import KernelWatch
 from pytest_kvmlab.lab.machine import Machine
 from pytest_kvmlab.lab.nic import Nic
-from pytest_kvmlab.lab.power import Power
 from pytest_kvmlab.lab.store import Image
 from pytest_kvmlab.plan.keyboard import key_codes
 from pytest_kvmlab.spec.resolved import GuestSpec
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from testinfra.host import Host as TestinfraHost  # type: ignore[import-untyped] # it carries no types
 
 
-class Guest(Power):
+class Guest(KernelUpgrades):
     """A running virtual machine.
 
     Every `timeout` is in seconds, and is multiplied by the run's timeout scale.
@@ -33,7 +33,7 @@ class Guest(Power):
         spec: what was asked for, all defaults filled in.
         machine: the virtual machine below the verbs.
         image_identity: the SHA-256 of its image, or the path of the file that stands in for it.
-        kernel: the version of its image's kernel, or the path of the file that it boots instead.
+        kernel: the version of the kernel that it booted last, or the path of its file.
         timeout_scale: what timeouts are multiplied by.
         nics: its network cards, in the order of the key `networks`.
         usb: its USB devices by name.
@@ -51,11 +51,11 @@ class Guest(Power):
         timeout_scale: float,
         save: Callable[..., Image] | None,
         dongles: Supply,
+        kernels: Packages,
         nics: Sequence[Nic] = (),
     ) -> None:
-        super().__init__(machine, spec, ssh, timeout_scale=timeout_scale)
+        super().__init__(machine, spec, ssh, timeout_scale=timeout_scale, kernel=kernel, kernels=kernels)
         self.image_identity = image_identity
-        self.kernel = kernel
         self.nics = tuple(nics)
         self.usb = GuestUsb(self, dongles)
         self.kernel_watch = KernelWatch(self)

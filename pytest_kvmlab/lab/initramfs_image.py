@@ -21,6 +21,7 @@ def initramfs_blueprint(
     store: Store,
     *,
     locked: Sequence[LockedPackage] | None,
+    any_kernel: bool = False,
     progress: Progress,
 ) -> Blueprint:
     """Find out what an image would be made of now.
@@ -30,6 +31,7 @@ def initramfs_blueprint(
         keys: what it says.
         store: where packages are.
         locked: the exact packages; None asks apt for the newest.
+        any_kernel: the kernel is not the recipe's: modules that it does not have are left out.
         progress: told what is being done.
 
     Raises:
@@ -41,7 +43,8 @@ def initramfs_blueprint(
     def make(folder: Path) -> Manifest:
         image = folder / "image"
         root = unpack_all(packages, store.packages, folder, progress)
-        _write_files(recipe.folder, keys, root, folder, progress)
+        own = _with_modules_of(root, keys) if any_kernel else keys
+        _write_files(recipe.folder, own, root, folder, progress)
         (image / LOCK).write_text(lock_text(packages), encoding="utf-8")
         return manifest(
             recipe,
@@ -53,6 +56,15 @@ def initramfs_blueprint(
         )
 
     return Blueprint(name, make)
+
+
+def _with_modules_of(root: Path, keys: InitramfsKeys) -> InitramfsKeys:
+    """The same keys, but of the modules only those that the kernel has; guests need a few in any case."""
+    release = kernel_release(root)
+    modules = kernel.modules_folder(root, release)
+    kernel.require_guests_can_run_it((root / "boot" / f"vmlinuz-{release}").read_bytes(), modules, release)
+    found = tuple(name for name in keys.modules if kernel.has_module(name, modules))
+    return keys.model_copy(update={"modules": found})
 
 
 def _write_files(

@@ -67,6 +67,7 @@ class Machine:
         wired: opens a connection to one of its ports by way of its lab's networks; None if its first card is
             in user mode.
         frozen: the moment that `thaw` starts it from; None if it can only be switched on.
+        early: whether connections to its ports are accepted before it can, as by user-mode networking.
         forwarded: the loopback port of the host for each port of the guest that was asked for.
         usb: its USB ports, and what belongs into them.
     """
@@ -79,6 +80,7 @@ class Machine:
     autodestroy: bool
     wired: Callable[[int, float], socket.socket] | None = None
     frozen: Frozen | None = None
+    early: bool = True
     forwarded: dict[int, int] = field(default_factory=dict)
     usb: UsbPorts = field(init=False)
     _domain: Domain | None = None
@@ -322,7 +324,7 @@ class Machine:
             GuestError: the guest broke, or has no network card.
         """
         alive = partial(self.check, "network")
-        return first_to_greet(partial(self.dial, port), alive, Deadline(seconds), early=self.wired is None)
+        return first_to_greet(partial(self.dial, port), alive, Deadline(seconds), early=self.early)
 
     def forwarded_port(self, port: int) -> int:
         """The loopback port, where QEMU runs, that leads to a port of the guest.

@@ -7,8 +7,7 @@ from pytest_kvmlab.errors import CommandFailed, ConfigError, GuestError, WaitTim
 from pytest_kvmlab.lab.commands import told
 from pytest_kvmlab.lab.conditions import Conditions
 from pytest_kvmlab.lab.identity import become_somebody
-from pytest_kvmlab.lab.readiness import open_channel, prove_ready
-from pytest_kvmlab.lab.usb_seen import prove_plugged
+from pytest_kvmlab.lab.readiness import open_channel, prove_ready, prove_useful
 from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.lab.waking import go_on
 
@@ -105,13 +104,16 @@ class Power(Conditions):
     def thaw(self) -> None:
         """Start a clone, its disks new, from the moment in which its template was frozen.
 
+        What is plugged in only now may be what its readiness depends on, so that is proved again then.
+
         Raises:
-            GuestError: QEMU does not take it, or the guest does not answer.
+            GuestError: QEMU does not take it, or the guest does not answer or get ready.
         """
         deadline = self.deadline(_POWER_SECONDS)
         go_on(self, self.machine.thaw())
         become_somebody(self)
-        prove_plugged(self, deadline)
+        if self.spec.usb:
+            prove_useful(self, deadline)
 
     def snapshot(self, name: str, *, timeout: float = _POWER_SECONDS) -> None:
         """Keep memory, devices and disks as they are now, inside the guest's own overlay.

@@ -22,6 +22,19 @@ def prove_ready(guest: Conditions, deadline: Deadline) -> None:
     if (channel := guest.spec.login.channel) != "none":
         with guest.machine.phase(channel):
             open_channel(guest, deadline)
+    prove_useful(guest, deadline)
+
+
+def prove_useful(guest: Conditions, deadline: Deadline) -> None:
+    """Wait until a guest that answers has its USB devices, and has given its own proof.
+
+    Args:
+        guest: a guest whose channel is open.
+        deadline: for all of it.
+
+    Raises:
+        GuestError: it did not; the message names the phase and what was seen.
+    """
     prove_plugged(guest, deadline)
     if guest.spec.ready is not None:
         with guest.machine.phase("ready"):

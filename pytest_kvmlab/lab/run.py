@@ -106,10 +106,11 @@ def _open_run(
         keep = options.keep != "never"
         assembly = Assembly(host, images, accel, scale, journal, worker, keep=keep)
         pool = _pool_size() if options.pool is None else options.pool
-        shelf = Shelf(store.root / "templates") if options.templates == "keep" else None
+        shelf = Shelf(store.templates) if options.templates == "keep" else None
         return Launcher(assembly, images, capacity, reset, pool, shelf)
 
-    verdict = prove(options.accel, launcher, store.root / "accelerator")
+    patience = options.timeout_scale or 1.0
+    verdict = prove(options.accel, launcher, store.root / "accelerator", patience=patience)
     scale = options.timeout_scale or verdict.timeout_scale
     starts = launcher(verdict.accel, scale, options.reset)
     return Run(host, verdict, host.connection.versions(), starts, images)

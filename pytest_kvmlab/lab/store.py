@@ -122,6 +122,11 @@ class Store:
         """The folder of the packages that images were built from, each as `SHA256.deb`."""
         return self.root / "packages"
 
+    @property
+    def templates(self) -> Path:
+        """The folder of templates that are kept for later runs."""
+        return self.root / "templates"
+
     def names(self) -> tuple[str, ...]:
         """The names that lead to images, sorted; what they lead to may be damaged."""
         return tuple(path.name for path in _folder_content(self.root / "names"))

@@ -22,8 +22,24 @@ from pytest_kvmlab.lab.frozen import BLANKS, Frozen
 from pytest_kvmlab.lab.place import Place
 
 _INVENTORY, _MEMORY = "inventory.json", "memory"
+_HALF = ".new-"
 _PIECE = 2**20
 _NOTHING = bytes(_PIECE)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A template in the store.
+
+    Attributes:
+        folder: where it is.
+        stands_on: the disks of images that its own stand on; None if it is damaged.
+        used: when a run last took a copy of it, or it was made: seconds since 1970.
+    """
+
+    folder: Path
+    stands_on: tuple[Path, ...] | None
+    used: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Shelf:
             guests: what clones start from.
         """
         with suppress(OSError), self._locked(fcntl.LOCK_EX):
-            fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
+            fresh = Path(tempfile.mkdtemp(prefix=_HALF, dir=self.folder))
             try:
                 _write_inventory(fresh, [_kept(guest, fresh / str(at)) for at, guest in enumerate(guests)])
                 fresh.rename(self.folder / key)
@@ -79,10 +95,40 @@ class Shelf:
                 shutil.rmtree(fresh, ignore_errors=True)
             self._make_room()
 
+    def kept(self) -> list[Kept]:
+        """All templates, first the one that was not used for the longest time."""
+        kept = [Kept(path, _stands_on(path), path.stat().st_mtime) for path in self._folders()]
+        return sorted(kept, key=lambda each: each.used)
+
+    def halves(self) -> list[Path]:
+        """What was written when its writer died, once nobody writes any more; nothing of other users."""
+        with suppress(OSError):
+            if list(self.folder.glob(f"{_HALF}*")):
+                with self._locked(fcntl.LOCK_SH):
+                    return sorted(self.folder.glob(f"{_HALF}*"))
+        return []
+
+    def remove(self, folder: Path) -> None:
+        """Remove a template, or half of one.
+
+        Args:
+            folder: where it is.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        with self._locked(fcntl.LOCK_EX), suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+    def _folders(self) -> list[Path]:
+        """The folders of all templates; those of another user are not seen."""
+        with suppress(OSError):
+            return [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
+        return []
+
     def _make_room(self) -> None:
-        kept = [path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        kept.sort(key=lambda path: path.stat().st_mtime)
-        for path in kept[: -self.most]:
+        folders = sorted(self._folders(), key=lambda path: path.stat().st_mtime)
+        for path in folders[: -self.most]:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
@@ -106,6 +152,20 @@ def _kept(guest: Frozen, folder: Path) -> dict[str, object]:
         "guest": guest.as_document(),
         "files": hashes | {_MEMORY: copy(guest.memory, folder / _MEMORY)},
     }
+
+
+def _stands_on(folder: Path) -> tuple[Path, ...] | None:
+    """The files that the disks of a template name in their headers; of a damaged one, nobody knows."""
+    try:
+        names = [
+            folder / str(number) / Path(disk).name
+            for number, kept in enumerate(json.loads((folder / _INVENTORY).read_text()))
+            for disk in kept["guest"]["disks"]
+        ]
+        backing = [qemu_img.info(disk, "qcow2").backing for disk in names]
+    except (OSError, ValueError, KeyError, TypeError, ImageError):
+        return None
+    return tuple(Path(base) for base in backing if base)
 
 
 def _lent(source: Path, place: Place) -> list[Frozen]:

@@ -22,6 +22,7 @@ def build_tree(
     target: Path,
     folder: Path,
     parent: Path | None = None,
+    boots: str | None = None,
     shell_on_failure: bool = False,
     progress: Progress,
 ) -> None:
@@ -37,6 +38,7 @@ def build_tree(
         target: the tar archive to write.
         folder: an empty folder with room for the tree.
         parent: the archive of the image that this one grows from.
+        boots: the release of the kernel that its boot loader starts; None: the one installed last.
         shell_on_failure: give the terminal a shell in the tree if `setup.sh` fails.
         progress: told what is being done.
 
@@ -59,6 +61,7 @@ def build_tree(
             files=files,
             setup=setup if setup.exists() else None,
             parent=parent,
+            boots=boots,
             folder=work,
             shell_on_failure=shell_on_failure,
         )

@@ -17,6 +17,7 @@ from pytest_kvmlab.drivers.libvirt import Domain
 from pytest_kvmlab.drivers.usb_devices import HostDevice
 from pytest_kvmlab.drivers.virtual_usb_device import VirtualUsbDevice
 from pytest_kvmlab.errors import GuestError, HostError, KvmlabError, TeardownError, UsbError
+from pytest_kvmlab.keeper.borrowed import borrow, call_back, returned
 from pytest_kvmlab.lab.dongles import Supply
 from pytest_kvmlab.lab.usb_left import play_on
 from pytest_kvmlab.lab.waits import until
@@ -194,6 +195,11 @@ class Dongle(ABC):
         return f"<dongle {self.name!r} of {self._ports.name}>"
 
     @property
+    def port(self) -> str | None:
+        """Where it is plugged into the host; None of a virtual one."""
+        return None
+
+    @property
     @abstractmethod
     def is_wanted(self) -> bool:
         """Whether the guest should have it: it was plugged in, and not pulled out of the guest since."""
@@ -253,6 +259,7 @@ class HostDongle(Dongle):
         self._bus = supply.bus
         self._again = partial(supply.more, keys)
         self._given: HostDevice | None = None
+        self._inside = False
         self._said = ""
 
     @property
@@ -269,7 +276,8 @@ class HostDongle(Dongle):
     def is_plugged(self) -> bool:
         """Whether the guest has it, and it is not pulled out of the host."""
         now, given = self._bus.at(self.port), self._given
-        return now is not None and given is not None and now.is_same(given) and now.number == given.number
+        there = now is not None and given is not None and now.is_same(given) and now.number == given.number
+        return self._inside and there
 
     def plug(self) -> None:
         """Give it to the guest."""
@@ -281,12 +289,13 @@ class HostDongle(Dongle):
         """Take it from the guest, and give it back to the host's kernel."""
         with self._ports.locked():
             if self._given is not None:
-                self._take(self._ports.domain)
+                self._given = None
+                self._take()
                 self._see_back()
 
     def seat(self) -> None:
         """Give it to a new machine."""
-        self._given = None
+        self._given, self._inside = None, False
         self.plug()
 
     def unseat(self) -> None:
@@ -295,7 +304,7 @@ class HostDongle(Dongle):
         Raises:
             TeardownError: it has not.
         """
-        self._given = None
+        self._given, self._inside = None, False
         self._see_back()
 
     def renew(self) -> None:
@@ -313,23 +322,27 @@ class HostDongle(Dongle):
         return self.lease.file
 
     def look(self) -> None:
-        """Give it to the guest again if it has started over, or was pulled out of the host and put back."""
+        """Take it from the guest if it was pulled out of the host, and give it again once it is back.
+
+        QEMU itself notices only when it has something to tell the device (hw/usb/host-libusb.c).
+        """
         if self._given is None:
             return
         now = self._bus.at(self.port)
         if now is None:
             self._say(f"{self.name} was pulled out of the host's port {self.port}")
+            self._take()
         elif not now.is_same(self._given):
             self._say(f"{now.id} is in the host's port {self.port} in place of {self.name}")
+            self._take()
         elif now.number != self._given.number:
             self._replace(now)
 
     def _replace(self, now: HostDevice) -> None:
         try:
-            self._take(self._ports.domain)
+            self._take()
             self._give(now)
         except (HostError, UsbError) as error:
-            self._given = self._given or self.lease.device
             self._say(f"{self.name} is back, but not in the guest", error.message)
         else:
             self._say(f"{self.name} started over on the host, and is in the guest again")
@@ -353,8 +366,9 @@ class HostDongle(Dongle):
 
     def _give(self, device: HostDevice) -> None:
         domain, planned = self._ports.domain, passed_device(self.number, device.bus, device.number)
+        borrow(self._ports.folder, device.port)
         domain.attach(usb_xml(planned), self.name)
-        self._given = device
+        self._given, self._inside = device, True
         if f"ID: {planned.alias}" not in domain.monitor("info usb"):
             raise UsbError(f"QEMU took {self.name}, but does not show it to {self._ports.name}")
         now = self._bus.at(self.port)
@@ -363,15 +377,19 @@ class HostDongle(Dongle):
                 f"the host keeps {self.name}: its driver {', '.join(sorted(now.drivers))} still has it"
             )
 
-    def _take(self, domain: Domain) -> None:
-        self._given = None
-        alias = passed_device(self.number, 0, 0).alias
+    def _take(self) -> None:
+        """Let the guest have it no longer, if it has it."""
+        if not self._inside:
+            return
+        domain, alias = self._ports.domain, passed_device(self.number, 0, 0).alias
         domain.detach(alias)
+        self._inside = False
         _see_gone(domain, alias, self.name)
 
     def _see_back(self) -> None:
         """See that nobody has it any more, and that the host's own drivers have it as before."""
         if until(self._is_back, Deadline(_BACK_SECONDS)):
+            returned(self._ports.folder, self.port)
             return
         raise TeardownError(
             f"the host does not have {self.name} back",
@@ -387,7 +405,7 @@ class HostDongle(Dongle):
             return None
         if before.drivers <= now.drivers:
             return True
-        self._bus.give_back(now)
+        call_back(self.port, self._bus.sysfs, self._bus.dev)
         return None
 
 

@@ -106,6 +106,7 @@ def _why_not(spec: GuestSpec) -> str:
         "a microvm does not tell its kernel that it is a clone": spec.machine == "microvm",
         "the state of a TPM belongs to one machine": spec.tpm,
         "nobody can ask it how it is": spec.login.channel == "none",
+        "it boots with its USB devices, as it does not say hotplug = true": spec.boots_with_usb,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
 
@@ -126,6 +127,7 @@ def template_key(wanted: Wanted, host: Host, accel: Accel) -> str:
         "guests": [_depends(guest, named=wanted.wired) for guest in wanted.guests],
         "networks": {name: repr(network) for name, network in wanted.networks.items()},
         "cards": {guest: repr(cards) for guest, cards in wanted.cards.items()} if wanted.wired else {},
+        "host": host.choice.private if wanted.wired else "",  # else their cards can do less
         "accel": accel,
         "libvirt": versions.libvirt,
         "qemu": [versions.qemu, *_stamps([Path("/usr/bin/qemu-system-x86_64")])],

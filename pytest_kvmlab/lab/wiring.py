@@ -5,13 +5,16 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 
-from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.keeper.faults import Faults, Impairment
 from pytest_kvmlab.keeper.lan_request import LanHost, LanNetwork, LanRequest
 from pytest_kvmlab.keeper.lans import Lan, open_lan
+from pytest_kvmlab.keeper.real_bridge import subnets_of
 from pytest_kvmlab.lab.hosts import Host
-from pytest_kvmlab.plan.addresses import gateway_of
+from pytest_kvmlab.lab.user_lan import UserLan
+from pytest_kvmlab.plan.addresses import gateway_of, overlapping
 from pytest_kvmlab.plan.guest import Card
 from pytest_kvmlab.plan.network import LabInstance, Member, NetworkPlan, plan_cards, plan_networks
 from pytest_kvmlab.spec.guest import NetworkKeys
@@ -36,12 +39,13 @@ class Wiring:
 
     networks: Collection[str]
     plans: Mapping[str, NetworkPlan]
-    lan: Lan | None
+    lan: Lan | UserLan | None
     faults: Faults = field(default_factory=Faults)
 
     def cards(self, guest: str, cards: Sequence[NetworkKeys]) -> tuple[Card, ...]:
         """Where the cards of a guest are plugged in."""
-        return plan_cards(guest, cards, self.plans)
+        ports = self.lan.ports if isinstance(self.lan, UserLan) else {}
+        return plan_cards(guest, cards, self.plans, ports)
 
     def line(self, guest: str, index: int) -> "Line | None":
         """The line of one card of a guest; None if that is in user mode."""
@@ -86,7 +90,7 @@ class Wiring:
 
     def keep(self) -> None:
         """Leave the networks to the run, for the guests in them that stay."""
-        if self.lan:
+        if isinstance(self.lan, Lan):
             self.lan.keep()
 
 
@@ -113,9 +117,14 @@ class Line:
 
     @property
     def lan(self) -> str | None:
-        """The name, among those of the run, of the networks that lead to it; None on a real LAN."""
+        """The name, among those of the run, of the networks that lead to it; None where this process does."""
         lan, address = self.wiring.lan, self.address
-        return lan.request.lan if lan and address and lan.leads_to(address) else None
+        return lan.request.lan if isinstance(lan, Lan) and address and lan.leads_to(address) else None
+
+    @property
+    def early(self) -> bool:
+        """Whether a connection is accepted before the guest can."""
+        return isinstance(self.wiring.lan, UserLan)
 
     def impair(self, impairment: Impairment) -> None:
         """Make it a bad line, or, with nothing wrong, a good one.
@@ -145,7 +154,13 @@ NO_WIRING = Wiring((), {}, None)
 
 @contextmanager
 def wired(
-    host: Host, worker: str, networks: Mapping[str, LabNetwork], cards: Cards, *, source: str
+    host: Host,
+    worker: str,
+    networks: Mapping[str, LabNetwork],
+    cards: Cards,
+    *,
+    source: str,
+    keep: bool = False,
 ) -> Iterator[Wiring]:
     """Make the networks of a lab, as long as the context lasts.
 
@@ -155,30 +170,66 @@ def wired(
         networks: the networks of the lab.
         cards: the cards in them.
         source: the lab as the reader knows it, for messages.
+        keep: whether guests may be wanted after the run.
 
     Raises:
         HostError: this host cannot have such networks, or they cannot be made.
-        ConfigError: no subnet is left for a network that was given none.
+        ConfigError: no subnet is left for a network that was given none, or one that was given overlaps that
+            of a real LAN.
     """
-    instance = LabInstance(host.folder.run, f"{worker}-{next(_NUMBERS)}")
+    lans = _subnets_of_lans(networks)
+    instance = LabInstance(host.folder.run, f"{worker}-{next(_NUMBERS)}", tuple(lans))
     plans = plan_networks(networks, cards, instance)
     if not plans:
         yield Wiring(networks, {}, None)
         return
-    _require_private(host, plans, source)
+    _refuse_elsewhere(host, plans, source, keep=keep)
+    _refuse_overlaps(plans, lans, source)
     request = LanRequest(instance.name, tuple(_network(plan) for plan in plans.values()))
-    with closing(open_lan(host.folder, request)) as lan:
+    with closing(_opened(host, request)) as lan:
         yield Wiring(networks, plans, lan)
 
 
-def _require_private(host: Host, plans: Mapping[str, NetworkPlan], source: str) -> None:
-    if not host.choice.private:
+def _subnets_of_lans(networks: Mapping[str, LabNetwork]) -> list[IPv4Network]:
+    """The subnets of the real LANs that a lab is on."""
+    bridges = [network.bridge for network in networks.values() if network.bridge and not network.is_ours]
+    return [subnet for bridge in dict.fromkeys(bridges) for subnet in subnets_of(bridge)]
+
+
+def _refuse_overlaps(plans: Mapping[str, NetworkPlan], lans: Sequence[IPv4Network], source: str) -> None:
+    """An address in both would be two machines: a guest, and whoever has it on the LAN."""
+    subnets = {name: plan.subnet for name, plan in plans.items() if plan.subnet}
+    for name, lan in overlapping(subnets, lans):
+        raise ConfigError(
+            f"{source}: network '{name}' has the subnet {subnets[name]}, which overlaps {lan} of a real LAN "
+            "that the lab is on",
+            f"give it another one, or none: [network.{name}] subnet",
+        )
+
+
+def _opened(host: Host, request: LanRequest) -> Lan | UserLan:
+    return open_lan(host.folder, request) if host.choice.private else UserLan(host.folder.run, request)
+
+
+def _refuse_elsewhere(host: Host, plans: Mapping[str, NetworkPlan], source: str, *, keep: bool) -> None:
+    """Refuse what needs namespaces, where there are none."""
+    if why := "" if host.choice.private else _why_not(host, plans, keep=keep):
         raise HostError(
-            f"{source}: networks ({', '.join(plans)}) need a private host, and guests run on "
-            f"{host.choice.kind}: {host.choice.why}",
+            f"{source}: {why} a private host, and guests run on {host.choice.kind}: {host.choice.why}",
             'use --kvm-host=private, or networks = [{ mode = "user" }]',
             check="namespaces",
         )
+
+
+def _why_not(host: Host, plans: Mapping[str, NetworkPlan], *, keep: bool) -> str:
+    if host.choice.kind != "embed":
+        return f"networks ({', '.join(plans)}) need"
+    for plan in plans.values():
+        if plan.port_on:
+            return f"network '{plan.network}' is on the real bridge {plan.port_on}, which needs"
+        if plan.uplink:
+            return f"network '{plan.network}' has an uplink, which needs"
+    return "guests in networks that are to be kept need" if keep else ""
 
 
 def _network(plan: NetworkPlan) -> LanNetwork:

@@ -22,7 +22,7 @@ def choose_subnets(
 
     Args:
         networks: the networks of the lab, by name.
-        avoid: what the host has routes to, on a host that is shared.
+        avoid: what the host has routes to, where a lab and the host are on one LAN.
 
     Returns:
         By name, the subnet that was written, or a /24 from 10.200.0.0 to 10.239.255.0 that follows from the
@@ -56,11 +56,6 @@ def _free_subnet(name: str, taken: Collection[IPv4Network]) -> IPv4Network:
 def gateway_of(subnet: IPv4Network) -> IPv4Address:
     """Tell the host's own address in a network that is made for a lab: the first one."""
     return subnet[1]
-
-
-def guest_addresses(subnet: IPv4Network) -> tuple[IPv4Address, IPv4Address]:
-    """Tell the first and the last address that a network card may have."""
-    return subnet[2], subnet[-2]
 
 
 def free_addresses(subnet: IPv4Network, fixed: Collection[IPv4Address]) -> Iterator[IPv4Address]:

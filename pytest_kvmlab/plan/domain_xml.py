@@ -14,6 +14,7 @@ from pytest_kvmlab.plan.guest import (
     DiskPlan,
     GuestPlan,
     NicPlan,
+    StreamWire,
     TapWire,
     UserWire,
     Wire,
@@ -208,6 +209,9 @@ def _wired(wire: Wire) -> Element:
         case TapWire(device):
             target = element("target", dev=device, managed="no")
             return nested(element("interface", type="ethernet"), target)
+        case StreamWire(port):
+            source = element("source", address="127.0.0.1", port=str(port))
+            return nested(element("interface", type="client"), source)
 
 
 def _controllers(plan: GuestPlan) -> Iterator[Element]:

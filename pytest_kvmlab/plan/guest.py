@@ -72,7 +72,14 @@ class TapWire:
     device: str
 
 
-Wire = UserWire | TapWire
+@dataclass(frozen=True)
+class StreamWire:
+    """A TCP port on the loopback address, where frames are taken and given."""
+
+    port: int
+
+
+Wire = UserWire | TapWire | StreamWire
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ def plan_guest(spec: GuestSpec, source: BootSource, run: RunFacts) -> GuestPlan:
         ConfigError: the image and the spec do not fit together, or a socket's path would be too long.
         HostError: UEFI is asked for and this machine has no such firmware.
     """
-    name, kernel = domain_name(run.run_id, run.guest), _kernel(spec, source)
+    name, kernel = domain_name(run.run_id, run.guest), _kernel(spec, source, run.accel)
     _refuse_tpm_below_initrd(spec, kernel)
     return GuestPlan(
         name=name,
@@ -306,7 +313,7 @@ def _cpu(asked: str | None, accel: Accel) -> CpuPlan:
     return CpuPlan("host-passthrough") if asked in (None, "host") else CpuPlan("custom", asked)
 
 
-def _kernel(spec: GuestSpec, source: BootSource) -> KernelPlan | None:
+def _kernel(spec: GuestSpec, source: BootSource, accel: Accel) -> KernelPlan | None:
     """The image's kernel is left alone where the firmware is told what to boot.
 
     A kernel of the guest's own does not go with the image's initrd, whose modules are another kernel's.
@@ -314,7 +321,7 @@ def _kernel(spec: GuestSpec, source: BootSource) -> KernelPlan | None:
     kernel = spec.kernel or (None if spec.boot else source.kernel)
     if kernel:
         initrd = spec.initrd or (None if spec.kernel else source.initrd)
-        return KernelPlan(kernel, initrd, spec.cmdline or with_warnings(source.cmdline))
+        return KernelPlan(kernel, initrd, spec.cmdline or _cmdline(source, accel))
     if spec.machine == "microvm":
         raise ConfigError(
             f"machine 'microvm' boots a kernel only, and image '{spec.image}' has none",
@@ -326,6 +333,16 @@ def _kernel(spec: GuestSpec, source: BootSource) -> KernelPlan | None:
             'give it a kernel too: kernel = "vmlinuz"',
         )
     return None
+
+
+def _cmdline(source: BootSource, accel: Accel) -> str | None:
+    """What an image tells its kernel, and what the kernel has to know about where it runs.
+
+    A kernel counts the ticks of its timer; where a busy machine emulates them, it may count too few and panic
+    ("IO-APIC + timer doesn't work!"). With KVM it does not count (arch/x86/kernel/kvm.c, no_timer_check).
+    """
+    told = with_warnings(source.cmdline)
+    return f"{told} no_timer_check" if told and accel == "tcg" else told
 
 
 def _refuse_tpm_below_initrd(spec: GuestSpec, kernel: KernelPlan | None) -> None:

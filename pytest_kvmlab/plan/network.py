@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
 
 from pytest_kvmlab.plan.addresses import choose_subnets, free_addresses
-from pytest_kvmlab.plan.guest import Card, TapWire
+from pytest_kvmlab.plan.guest import Card, StreamWire, TapWire
 from pytest_kvmlab.plan.names import bridge_name, derived_mac, tap_name
 from pytest_kvmlab.spec.guest import NetworkKeys
 from pytest_kvmlab.spec.network import LabNetwork
@@ -18,7 +19,7 @@ class LabInstance:
     Args:
         run_id: eight hexadecimal digits.
         name: tells it from the others of the run: `gw0-3`.
-        avoid: subnets that are not to be chosen, because the host has routes to them.
+        avoid: subnets that are not to be chosen, because the host reaches them by a LAN that the lab is on.
     """
 
     run_id: str
@@ -98,7 +99,10 @@ def plan_networks(
 
 
 def plan_cards(
-    guest: str, cards: Sequence[NetworkKeys], networks: Mapping[str, NetworkPlan]
+    guest: str,
+    cards: Sequence[NetworkKeys],
+    networks: Mapping[str, NetworkPlan],
+    ports: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Card, ...]:
     """Decide where the cards of a guest are plugged in.
 
@@ -106,17 +110,22 @@ def plan_cards(
         guest: the guest's name in the lab.
         cards: its network cards.
         networks: the plans of the lab's networks.
+        ports: the loopback port in the place of each TAP, where there are none.
 
     Returns:
         One for each of the cards, in their order; what is in no planned network is in user mode.
     """
     wired = {
-        member.index: Card(TapWire(member.tap), member.mac)
+        member.index: Card(_wire(member, ports), member.mac)
         for plan in networks.values()
         for member in plan.members
         if member.guest == guest
     }
     return tuple(wired.get(index, Card()) for index in range(len(cards)))
+
+
+def _wire(member: Member, ports: Mapping[str, int]) -> TapWire | StreamWire:
+    return StreamWire(ports[member.tap]) if member.tap in ports else TapWire(member.tap)
 
 
 def _plan(

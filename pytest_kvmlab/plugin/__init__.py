@@ -14,6 +14,7 @@ from pytest_kvmlab.plugin.fixtures import (
     guest,
     kvm_guest,
     kvm_host,
+    kvm_kernel,
     kvm_lab,
     lab,
     make_guest,
@@ -27,6 +28,7 @@ __all__ = [
     "guest",
     "kvm_guest",
     "kvm_host",
+    "kvm_kernel",
     "kvm_lab",
     "lab",
     "make_guest",
@@ -75,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _switch_on(config: pytest.Config, options: Options) -> None:
     # Only now: these import libvirt and more, which a plain pytest should not pay for.
     from pytest_kvmlab.plugin.comparing import Comparing  # noqa: PLC0415
+    from pytest_kvmlab.plugin.kernel_axis import KernelAxis  # noqa: PLC0415
     from pytest_kvmlab.plugin.kernel_checks import KernelChecks  # noqa: PLC0415
     from pytest_kvmlab.plugin.recording import Recording  # noqa: PLC0415
     from pytest_kvmlab.plugin.reporting import LabReporting  # noqa: PLC0415
@@ -86,6 +89,7 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     config.pluginmanager.register(session, _SESSION)
     config.pluginmanager.register(LabReporting(session), "kvmlab-reporting")
     config.pluginmanager.register(Resets(session), "kvmlab-resets")
+    config.pluginmanager.register(KernelAxis(options), "kvmlab-kernel-axis")
     config.pluginmanager.register(KernelChecks(session), "kvmlab-kernel-checks")
     # At the end of a session each of these needs what the one before has found; pytest ends the guests of an
     # interrupted module only then, so all of them come last, in this order.

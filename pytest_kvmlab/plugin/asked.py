@@ -8,10 +8,11 @@ import pytest
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.shipped import shipped_labs
 from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.spec.kernel import ITS_OWN, is_range
 from pytest_kvmlab.spec.labfile import LabSpec, find_lab, load_lab, locate_lab
 from pytest_kvmlab.spec.marker import KvmMark, WrittenMark, merge_marks
 from pytest_kvmlab.spec.options import Options
-from pytest_kvmlab.spec.selection import needs_lab, refuse_guest_keys, select_guest
+from pytest_kvmlab.spec.selection import needs_lab, refuse_guest_keys, select_guest, with_kernel, with_kernels
 
 
 def merged_mark(node: pytest.Item | pytest.Collector, extra: dict[str, object] | None = None) -> KvmMark:
@@ -51,15 +52,36 @@ class AskedGuest:
         name: its name in its lab.
         keys: what marks and lab file say about it.
         lab: the lab that it is of, if it is of one.
+        kernels: which kernels the test is for, if it says that.
+        own_kernel: whether mark or lab file name its kernel.
     """
 
     name: str
     keys: GuestKeys
     lab: LabSpec | None
+    kernels: str | None
+    own_kernel: bool
+
+
+@dataclass(frozen=True)
+class AskedLab:
+    """A lab that a test asks for.
+
+    Attributes:
+        lab: the lab, each guest's kernel decided.
+        kernels: which kernels the test is for, if it says that.
+    """
+
+    lab: LabSpec
+    kernels: str | None
 
 
 def asked_guest(
-    node: pytest.Item | pytest.Collector, options: Options, extra: dict[str, object] | None = None
+    node: pytest.Item | pytest.Collector,
+    options: Options,
+    extra: dict[str, object] | None = None,
+    *,
+    kernel: str = ITS_OWN,
 ) -> AskedGuest:
     """Which guest a test asks for.
 
@@ -67,6 +89,7 @@ def asked_guest(
         node: the test or module.
         options: how to run.
         extra: keys that are nearer than any mark.
+        kernel: what the guest boots if nothing is said about that.
 
     Raises:
         ConfigError: marks or lab file are wrong, or leave open which guest is meant.
@@ -74,15 +97,22 @@ def asked_guest(
     mark = merged_mark(node, extra)
     lab = _lab(mark, node, options) if needs_lab(mark) else None
     name, keys = select_guest(mark, lab, where=node.nodeid)
-    return AskedGuest(name, keys, lab)
+    kernels = _range(keys)
+    own = keys.kernel is not None and kernels is None
+    return AskedGuest(name, with_kernel(keys, kernel), lab, kernels, own)
 
 
-def asked_lab(node: pytest.Item | pytest.Collector, options: Options) -> LabSpec:
+def _range(keys: GuestKeys) -> str | None:
+    return str(keys.kernel) if is_range(keys.kernel) else None
+
+
+def asked_lab(node: pytest.Item | pytest.Collector, options: Options, *, kernel: str = ITS_OWN) -> AskedLab:
     """Which lab a test asks for.
 
     Args:
         node: the test or module.
         options: how to run.
+        kernel: what those of its guests boot about which nothing is said.
 
     Raises:
         ConfigError: marks or lab file are wrong, or there is no lab.
@@ -95,7 +125,7 @@ def asked_lab(node: pytest.Item | pytest.Collector, options: Options) -> LabSpec
             f"{node.nodeid}: there is no lab file at or above the test",
             'write a NAME.lab.toml, or name a lab: kvm(lab="wiki")',
         )
-    return lab
+    return AskedLab(with_kernels(lab, kernel), _range(mark))
 
 
 def _lab(mark: KvmMark, node: pytest.Item | pytest.Collector, options: Options) -> LabSpec | None:

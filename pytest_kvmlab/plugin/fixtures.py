@@ -20,10 +20,16 @@ def _session(request: pytest.FixtureRequest) -> "LabSession":
     return session
 
 
+@pytest.fixture(scope="session")
+def kvm_kernel(request: pytest.FixtureRequest) -> str:
+    """The kernel that the test runs under: one of --kvm-kernel as it was written, else `image`."""
+    return str(getattr(request, "param", "image"))
+
+
 @pytest.fixture
-def kvm_guest(request: pytest.FixtureRequest) -> "Iterator[Guest]":
+def kvm_guest(request: pytest.FixtureRequest, kvm_kernel: str) -> "Iterator[Guest]":
     """The same as `guest`, for projects that have a fixture of that name already."""
-    with _session(request).guest(request) as guest:
+    with _session(request).guest(request, kvm_kernel) as guest:
         yield guest
 
 
@@ -34,16 +40,16 @@ def guest(kvm_guest: "Guest") -> "Guest":
 
 
 @pytest.fixture(scope="module")
-def shared_guest(request: pytest.FixtureRequest) -> "Iterator[Guest]":
+def shared_guest(request: pytest.FixtureRequest, kvm_kernel: str) -> "Iterator[Guest]":
     """One guest for all tests of a module, not reset between them; the module's mark describes it."""
-    with _session(request).guest(request) as guest:
+    with _session(request).guest(request, kvm_kernel) as guest:
         yield guest
 
 
 @pytest.fixture
-def kvm_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
+def kvm_lab(request: pytest.FixtureRequest, kvm_kernel: str) -> "Iterator[Lab]":
     """The same as `lab`, for projects that have a fixture of that name already."""
-    with _session(request).lab(request) as lab:
+    with _session(request).lab(request, kvm_kernel) as lab:
         yield lab
 
 
@@ -54,16 +60,16 @@ def lab(kvm_lab: "Lab") -> "Lab":
 
 
 @pytest.fixture(scope="module")
-def shared_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
+def shared_lab(request: pytest.FixtureRequest, kvm_kernel: str) -> "Iterator[Lab]":
     """One lab for all tests of a module, not reset between them; the module's mark names it."""
-    with _session(request).lab(request) as lab:
+    with _session(request).lab(request, kvm_kernel) as lab:
         yield lab
 
 
 @pytest.fixture
-def make_guest(request: pytest.FixtureRequest) -> "Iterator[MakeGuest]":
+def make_guest(request: pytest.FixtureRequest, kvm_kernel: str) -> "Iterator[MakeGuest]":
     """Starts guests as often as wanted: `make_guest(image="micro")`."""
-    with _session(request).guest_factory(request) as make:
+    with _session(request).guest_factory(request, kvm_kernel) as make:
         yield make
 
 

@@ -26,6 +26,8 @@ from pytest_kvmlab.plugin.place import find_place, tell_worker
 from pytest_kvmlab.plugin.progress import ProgressLine
 from pytest_kvmlab.report.evidence import Evidence, forget_files, gather, keep_files
 from pytest_kvmlab.report.properties import guest_properties
+from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.spec.kernel import fits
 from pytest_kvmlab.spec.known_issues import KnownIssues, load_known_issues
 from pytest_kvmlab.spec.options import Options
 from pytest_kvmlab.spec.resolved import GuestSpec
@@ -65,6 +67,7 @@ class LabSession:
         self.progress = ProgressLine(config, self.journal)
         self.live: list[LiveGuest] = []
         self.running: pytest.Item | None = None
+        self._own_kernels: dict[str, str] = {}
         self._asked_of: set[tuple[str, GuestSpec]] = set()
         self.to_come = 0
         folder, known = config.invocation_params.dir, options.known_issues
@@ -111,30 +114,32 @@ class LabSession:
     # What fixtures give
 
     @contextmanager
-    def guest(self, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    def guest(self, request: pytest.FixtureRequest, kernel: str) -> Iterator[Guest]:
         """The guest that a test or module asks for, as long as the context lasts."""
-        with told_without_traceback(), self._asked(request.node, {}) as guest:
+        with told_without_traceback(), self._asked(request.node, {}, kernel) as guest:
             yield guest
 
     @contextmanager
-    def lab(self, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    def lab(self, request: pytest.FixtureRequest, kernel: str) -> Iterator[Lab]:
         """The lab that a test or module asks for, as long as the context lasts."""
         node = request.node
         with told_without_traceback(), ExitStack() as live:
-            spec = asked_lab(node, self.options)
-            starting = self._launcher.lab(spec, source=node.nodeid, witness=partial(self._witness, node))
+            asked = asked_lab(node, self.options, kernel=self._named(kernel))
+            for keys in asked.lab.guests.values():
+                self._skip_other_kernels(asked.kernels, keys)
+            starting = self._launcher.lab(asked.lab, source=node.nodeid, witness=partial(self._witness, node))
             lab = live.enter_context(starting)
             for guest in lab.values():
                 live.enter_context(self._live(guest, node))
             yield lab
 
     @contextmanager
-    def guest_factory(self, request: pytest.FixtureRequest) -> Iterator[MakeGuest]:
+    def guest_factory(self, request: pytest.FixtureRequest, kernel: str) -> Iterator[MakeGuest]:
         """A function that starts guests which last as long as the context."""
         with told_without_traceback(), ExitStack() as guests:
 
             def make_guest(**keys: object) -> Guest:
-                return guests.enter_context(self._asked(request.node, keys))
+                return guests.enter_context(self._asked(request.node, keys, kernel))
 
             yield make_guest
 
@@ -153,8 +158,9 @@ class LabSession:
             )
 
     @contextmanager
-    def _asked(self, node: Node, extra: dict[str, object]) -> Iterator[Guest]:
-        asked = asked_guest(node, self.options, extra)
+    def _asked(self, node: Node, extra: dict[str, object], kernel: str) -> Iterator[Guest]:
+        asked = asked_guest(node, self.options, extra, kernel=self._named(kernel))
+        self._skip_other_kernels(asked.kernels, asked.keys)
         starting = self._launcher.guest(
             asked.name if asked.lab else _name_within(node, asked.name),
             asked.keys,
@@ -164,6 +170,21 @@ class LabSession:
         )
         with starting as guest, self._live(guest, node):
             yield guest
+
+    def _named(self, kernel: str) -> str:
+        """What stands in the name of an image with this kernel; one of somebody's own is taken in first."""
+        if "/" in kernel and kernel not in self._own_kernels:
+            file = self.config.invocation_params.dir / Path(kernel).expanduser()
+            self._own_kernels[kernel] = self.run.images.own_kernel(file)
+        return self._own_kernels.get(kernel, kernel)
+
+    def _skip_other_kernels(self, wanted: str | None, keys: GuestKeys) -> None:
+        """Skip a test that says that it is for other kernels than the one that a guest would boot."""
+        if wanted is None or keys.image is None:
+            return
+        release = self.run.images.kernel_release(keys.image, guests=self.run.launcher)
+        if not fits(wanted, release):
+            pytest.skip(f"is for kernels {wanted}; that of {keys.image} is {release}")
 
     @property
     def _launcher(self) -> Launcher:

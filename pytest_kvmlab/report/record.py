@@ -8,6 +8,7 @@ from pytest_kvmlab.kernel_log.question import Answer
 from pytest_kvmlab.kernel_log.taint import flags
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.report.kernel import Complaint, same_complaints
+from pytest_kvmlab.spec.kernel import split_image
 from pytest_kvmlab.spec.run_record import (
     CardRecord,
     DeviceRecord,
@@ -52,7 +53,7 @@ def guest_record(
     """
     return GuestRecord(
         name=guest.name,
-        image=guest.spec.image,
+        image=split_image(guest.spec.image)[0],  # the kernel is told apart
         image_identity=guest.image_identity,
         kernel=answer.release if answer else guest.kernel,
         folder=folder,

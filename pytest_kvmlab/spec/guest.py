@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     StrictInt,
     WithJsonSchema,
@@ -21,6 +22,7 @@ from pydantic.config import JsonDict
 from pytest_kvmlab.spec.access import HostKeyKey, LoginKeys
 from pytest_kvmlab.spec.addresses import Address, MacAddress
 from pytest_kvmlab.spec.expectation import ExpectationKey
+from pytest_kvmlab.spec.kernel import kernel_or_file
 from pytest_kvmlab.spec.names import SHORT_NAME, check_image_name, check_short_name
 from pytest_kvmlab.spec.quantity import Memory, Size
 from pytest_kvmlab.spec.readiness import ReadyKey
@@ -51,6 +53,10 @@ def _cpu_model(written: str) -> str:
 
 
 ImageName = Annotated[str, AfterValidator(check_image_name)]
+# `image`, a version or a package; else the path of a kernel that QEMU loads.
+KernelKey = Annotated[
+    str | Path, PlainValidator(kernel_or_file), WithJsonSchema({"type": "string", "minLength": 1})
+]
 CpuModel = Annotated[str, AfterValidator(_cpu_model)]
 NetworkName = Annotated[
     str,
@@ -137,12 +143,13 @@ class GuestKeys(Keys):
     boot: BootOrder | None = None
     networks: Annotated[tuple[NetworkKeys, ...], Field(max_length=8)] | None = None
     usb: Annotated[UsbList, Field(max_length=MOST_DONGLES)] | None = None
+    hotplug: StrictBool | None = None
     sound: Sound | None = None
     clock: Clock | None = None
     rng: StrictBool | None = None
     tpm: StrictBool | Literal["2.0"] | None = None
     video: Video | None = None
-    kernel: FilePath | None = None
+    kernel: KernelKey | None = None
     initrd: FilePath | None = None
     cmdline: Line | None = None
     login: LoginKeys | None = None
@@ -197,7 +204,7 @@ def anchored(keys: SomeKeys, folder: Path) -> SomeKeys:
     change: dict[str, object] = {
         name: _from(folder, path)
         for name in ("cdrom", "kernel", "initrd")
-        if (path := getattr(keys, name)) is not None
+        if isinstance(path := getattr(keys, name), Path)
     }
     if keys.login and keys.login.key:
         change["login"] = keys.login.model_copy(update={"key": _from(folder, keys.login.key)})

@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.spec.application import AppName, GuestName, LabApp
 from pytest_kvmlab.spec.conflicts import Conflict, find_conflicts, told
 from pytest_kvmlab.spec.guest import GuestKeys, Keys, NetworkName, anchored
+from pytest_kvmlab.spec.kernel import is_range
 from pytest_kvmlab.spec.names import nearest
 from pytest_kvmlab.spec.network import LabNetwork
 from pytest_kvmlab.spec.validation import validate
@@ -36,6 +37,12 @@ class LabGuest(GuestKeys):
     """A guest of a lab: its keys, and the guests that are started before it."""
 
     after: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_one_kernel(self) -> Self:
+        if is_range(self.kernel):
+            raise ValueError("kernel is a range of versions, which is for the mark of a test: name one here")
+        return self
 
 
 class _LabFile(Keys):

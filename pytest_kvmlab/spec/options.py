@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.spec.characters import one_line
+from pytest_kvmlab.spec.kernel import parse_kernel
 from pytest_kvmlab.spec.names import check_image_name, nearest
 
 Accel = Literal["auto", "kvm", "tcg"]
@@ -37,6 +38,7 @@ class Options:
         host: `auto`, `private`, `embed` or a local libvirt URI.
         accel: the accelerator, or `auto`.
         image: files to use in place of named images.
+        kernel: the kernels that tests run under, once under each; without any, that of the image.
         reset: how a test gets a clean guest, or `auto`.
         templates: whether frozen guests are kept for later runs.
         pool: how many clones wait for the next tests, in each process; `None` follows from the processors.
@@ -57,6 +59,7 @@ class Options:
     host: str
     accel: Accel
     image: Mapping[str, Path]
+    kernel: tuple[str, ...]
     reset: Reset
     pool: int | None
     templates: KeepTemplates
@@ -226,6 +229,10 @@ def _image(text: str) -> tuple[str, Path]:
     return check_image_name(name), _folder(path)
 
 
+def _kernels(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parse_kernel(line.strip()) for line in text.splitlines() if line.strip()))
+
+
 OPTIONS = (
     Option(
         "lab_file", "", _optional, "the lab of tests that name none: a path, or a shipped lab's name", "LAB"
@@ -236,6 +243,14 @@ OPTIONS = (
     Option("accel", "auto", _one_of("auto", "kvm", "tcg"), "the accelerator: auto, kvm or tcg", "ACCEL"),
     Option(
         "image", "", _images, "use this file wherever image NAME is asked for (repeatable)", "NAME=PATH", True
+    ),
+    Option(
+        "kernel",
+        "",
+        _kernels,
+        "run each test once under this kernel: a version or a Debian package, or image (repeatable)",
+        "SPEC",
+        True,
     ),
     Option(
         "reset",

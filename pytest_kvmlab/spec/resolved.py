@@ -22,6 +22,7 @@ from pytest_kvmlab.spec.guest import (
     Sound,
     Video,
 )
+from pytest_kvmlab.spec.kernel import ITS_OWN
 from pytest_kvmlab.spec.names import nearest
 from pytest_kvmlab.spec.quantity import MIB
 from pytest_kvmlab.spec.readiness import CommandReady, Readiness, UnitReady
@@ -65,6 +66,7 @@ class GuestSpec:
     boot: tuple[BootDevice, ...]
     networks: tuple[NetworkKeys, ...]
     usb: tuple[UsbKeys, ...]
+    hotplug: bool
     sound: Sound | None
     clock: Clock
     rng: bool
@@ -80,6 +82,11 @@ class GuestSpec:
     boot_timeout: int
     fresh: tuple[Identity, ...]
     expect_kernel: tuple[Expectation, ...]
+
+    @property
+    def boots_with_usb(self) -> bool:
+        """Whether what it does at boot may depend on what is in its USB ports then."""
+        return not self.hotplug and any(device.plugged for device in self.usb)
 
 
 def resolve_guest(keys: GuestKeys, *, source: str, networks: Collection[str] = ()) -> GuestSpec:
@@ -99,12 +106,22 @@ def resolve_guest(keys: GuestKeys, *, source: str, networks: Collection[str] = (
     """
     if keys.image is None:
         raise ConfigError(f"{source}: no image is named", 'give it one: image = "micro"')
+    _refuse_named_kernel(keys.kernel, source)
     spec = _with_defaults(keys, keys.image)
     _refuse_other_networks(spec, networks, source)
     for rule in _RULES:
         if rule.broken(spec):
             raise ConfigError(f"{source}: {rule.message}", rule.hint)
     return spec
+
+
+def _refuse_named_kernel(kernel: str | Path | None, source: str) -> None:
+    """A mark's or a lab file's is a part of the image's name by now; an image cannot say to be another."""
+    if isinstance(kernel, str) and kernel != ITS_OWN:
+        raise ConfigError(
+            f"{source}: its image says kernel = {kernel!r}, which only a mark or a lab file can say",
+            "build the image of that kernel's package, or name the path of a kernel",
+        )
 
 
 def _refuse_other_networks(spec: GuestSpec, networks: Collection[str], source: str) -> None:
@@ -133,12 +150,13 @@ def _with_defaults(keys: GuestKeys, image: str) -> GuestSpec:
         boot=keys.boot or (),
         networks=networks,
         usb=keys.usb or (),
+        hotplug=bool(keys.hotplug),
         sound=keys.sound,
         clock=keys.clock or "utc",
         rng=keys.rng is not False,
         tpm=bool(keys.tpm),
         video=keys.video or _default_video(machine),
-        kernel=keys.kernel,
+        kernel=keys.kernel if isinstance(keys.kernel, Path) else None,
         initrd=keys.initrd,
         cmdline=keys.cmdline,
         login=_login(keys.login or LoginKeys(), networked=bool(networks)),

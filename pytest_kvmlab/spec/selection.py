@@ -1,8 +1,12 @@
 """Which guest a test means: the mark's image, a guest of a lab, or the lab's only one."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.spec.conflicts import refuse_conflicts
-from pytest_kvmlab.spec.guest import GuestKeys, given, merge
+from pytest_kvmlab.spec.guest import GuestKeys, SomeKeys, given, merge
+from pytest_kvmlab.spec.kernel import ITS_OWN, image_with, is_range
 from pytest_kvmlab.spec.labfile import LabSpec
 from pytest_kvmlab.spec.marker import KvmMark
 from pytest_kvmlab.spec.names import nearest
@@ -43,6 +47,35 @@ def select_guest(mark: KvmMark, lab: LabSpec | None, *, where: str) -> tuple[str
     return name, keys
 
 
+def with_kernel(keys: SomeKeys, otherwise: str = ITS_OWN) -> SomeKeys:
+    """Let the name of its image say which kernel a guest has, where that is one of Debian's.
+
+    Args:
+        keys: what is said about the guest.
+        otherwise: the kernel that it has if nothing is said, or only which ones will do.
+
+    Returns:
+        The same keys, with `image` such as `debian-12+6.12`; a kernel that is a file stays where it is.
+
+    Raises:
+        ConfigError: the name would be too long.
+    """
+    kernel = otherwise if keys.kernel is None or is_range(keys.kernel) else keys.kernel
+    if keys.image is None or (keys.kernel is None and kernel == ITS_OWN):
+        return keys
+    if isinstance(kernel, Path):
+        return keys
+    try:
+        return keys.model_copy(update={"image": image_with(keys.image, kernel), "kernel": None})
+    except ValueError as error:
+        raise ConfigError(f"image {keys.image} with kernel {kernel}: {error}") from None
+
+
+def with_kernels(lab: LabSpec, otherwise: str = ITS_OWN) -> LabSpec:
+    """The same lab, each guest as `with_kernel` makes it."""
+    return replace(lab, guests={name: with_kernel(keys, otherwise) for name, keys in lab.guests.items()})
+
+
 def _only(lab: LabSpec, where: str) -> str:
     if len(lab.guests) > 1:
         raise ConfigError(
@@ -60,7 +93,7 @@ def needs_lab(mark: KvmMark) -> bool:
 def refuse_guest_keys(mark: KvmMark, *, where: str) -> None:
     """See that the mark of a test that asks for a whole lab says nothing about one guest of it.
 
-    What the test expects of kernels is about every guest.
+    What the test expects of kernels, and which of them it is for, is about every guest.
 
     Args:
         mark: what the test says.
@@ -69,7 +102,8 @@ def refuse_guest_keys(mark: KvmMark, *, where: str) -> None:
     Raises:
         ConfigError: it does, so that it is open which guest is meant.
     """
-    about_one = [key for key in given(mark) if key != "expect_kernel"]
+    about_all = {"expect_kernel", *(["kernel"] if is_range(mark.kernel) else [])}
+    about_one = [key for key in given(mark) if key not in about_all]
     if keys := [*about_one, *(["guest"] if mark.guest else [])]:
         raise ConfigError(
             f"{where}: the mark says {', '.join(keys)} about one guest, but the test asks for the whole lab",

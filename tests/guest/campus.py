@@ -14,8 +14,10 @@ from subprocess import DEVNULL, PIPE, STDOUT, Popen
 
 NEIGHBOUR = "192.0.2.1"  # of a network for documentation (RFC 5737)
 NEIGHBOUR_MAC = "52:54:00:00:00:99"
+RESERVED, RESERVED_MAC = "192.0.2.77", "52:54:00:00:00:77"
 WORD = "outside"
 
+_PROTOCOL = "stp_state 1 forward_delay 200"  # the least that it can be set to
 _SERVER = f"""
 import socket
 with socket.create_server(("", 7)) as server:
@@ -55,12 +57,13 @@ class Campus:
 
 
 @contextmanager
-def campus(folder: Path) -> Iterator[Campus]:
+def campus(folder: Path, *, spanning_tree: bool = False) -> Iterator[Campus]:
+    """The two machines; with the spanning tree protocol, a port of the bridge is deaf for the first 4 s."""
     with ExitStack() as stack:
         host, neighbour = (Namespace(stack.enter_context(_held()).pid) for _ in range(2))
         host.ip(
             "link set lo up",
-            "link add br0 type bridge forward_delay 0",
+            f"link add br0 type bridge {_PROTOCOL if spanning_tree else 'forward_delay 0'}",
             f"link add port0 type veth peer name eth0 address {NEIGHBOUR_MAC} netns {neighbour.process}",
             "link set port0 master br0 addrgenmode none up",
             "address add 192.0.2.10/24 dev br0",
@@ -83,6 +86,7 @@ def _dhcp(folder: Path) -> list[str]:
         "--pid-file",
         f"--dhcp-leasefile={folder / 'leases'}",
         "--dhcp-range=192.0.2.100,192.0.2.150,1h",
+        f"--dhcp-host={RESERVED_MAC},{RESERVED}",
     ]
 
 

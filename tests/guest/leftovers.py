@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,6 +16,18 @@ from pytest_kvmlab.lab.waits import until
 _SECONDS = 20.0
 PROC = Path("/proc")
 MEMORY = Path("/dev/shm")  # where the memory of frozen guests is
+
+NETWORK = [line.split() for line in ("ip -o link", "ip route show table all", "ip rule", "nft list ruleset")]
+"""The commands that show interfaces, routes, rules and the firewall; the last one is root's."""
+
+
+def network_of_this_machine() -> list[str]:
+    """What these commands show here."""
+    commands = NETWORK if os.geteuid() == 0 else NETWORK[:-1]
+    return [
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+        for command in commands
+    ]
 
 
 def processes_of(names: Iterable[str]) -> dict[int, str]:

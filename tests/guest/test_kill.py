@@ -29,6 +29,26 @@ def test_guest(guest, number):
     assert number == 0
 """
 
+# It stops where it is to be killed.
+STOPS = """
+import time
+from pathlib import Path
+import pytest
+
+def stop(*_):
+    Path("up-here").touch()
+    time.sleep(600)
+
+pytest.MonkeyPatch().setattr("pytest_kvmlab.{moment}", stop)
+"""
+RESETS = """
+import pytest
+
+@pytest.mark.kvm(image="micro")
+def test_reset(guest):
+    guest.reset()
+"""
+
 
 @pytest.fixture
 def runs() -> Iterator[Path]:
@@ -82,3 +102,22 @@ def test_the_guest_of_a_killed_worker_ends_at_once_and_the_run_goes_on(tmp_path:
     assert re.search("1 failed, 1 passed", told), told
     assert "crashed" in told
     assert run.traces.left() == {}
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "lab.freezing._frozen",  # guests are suspended, and their state is not written yet
+        "lab.templates.write_record",  # all is written, but nobody could tell
+        "lab.power.go_on",  # a clone runs, and nobody knows it yet
+        "lab.usb.UsbPorts.renew",  # one is off, and swapped for another
+    ],
+)
+def test_nothing_is_left_of_clones_whenever_pytest_is_killed(tmp_path: Path, runs: Path, moment: str) -> None:
+    (tmp_path / "conftest.py").write_text(STOPS.format(moment=moment))
+    with run_pytest(tmp_path, runs, RESETS, "--kvm-reset=clone") as run:
+        assert (tmp_path / "up-here").exists(), run.end()
+        assert len(run.traces.left()["file"]) == 2  # its folder, and the one in memory
+        run.owner.kill()
+        assert run.owner.wait(SECONDS) == -signal.SIGKILL
+        assert run.traces.left_at_last() == {}

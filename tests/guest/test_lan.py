@@ -30,7 +30,7 @@ from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.spec.options import resolve_options
 from tests.guest.campus import NEIGHBOUR, NEIGHBOUR_MAC, WORD, Namespace, campus
 from tests.guest.lan_guests import SECONDS, Card, booted
-from tests.guest.leftovers import Traces, processes_of
+from tests.guest.leftovers import NETWORK, Traces, network_of_this_machine, processes_of
 from tests.guest.started_run import ROOT, in_role
 from tests.guest.unprivileged import Unprivileged
 
@@ -81,17 +81,8 @@ def devices(folder: RunFolder) -> list[str]:
     return [line.split()[0] for line in in_the_run(folder, "ip", "-br", "link").splitlines()][1:]
 
 
-EVERYTHING = [
-    line.split() for line in ("ip -o link", "ip route show table all", "ip rule", "nft list ruleset")
-]
-
-
 def network_of(machine: Namespace) -> list[str]:
-    return [machine.run(*command) for command in EVERYTHING]
-
-
-def network_of_this_machine() -> list[str]:
-    return [printed(*command) for command in (EVERYTHING if os.geteuid() == 0 else EVERYTHING[:-1])]
+    return [machine.run(*command) for command in NETWORK]
 
 
 @contextmanager
@@ -169,7 +160,7 @@ def test_a_guest_is_on_a_real_lan_with_an_address_of_that_one_and_its_port_goes_
             assert told(owner) == "SSH-2.0-"
             assert told(owner).startswith("192.0.2.1")
             assert "kpcampus" in outer.host.run("bridge", "link")
-            assert [line for line in outer.host.run(*EVERYTHING[0]).splitlines() if line in before[0]] == (
+            assert [line for line in outer.host.run(*NETWORK[0]).splitlines() if line in before[0]] == (
                 before[0].splitlines()
             )
             traces = Traces.of(runs)
@@ -203,9 +194,6 @@ def test_what_somebody_on_a_real_lan_has_is_refused_and_the_port_goes(
 
 # A user without rights
 
-# Where udev does not give everybody the device that TAPs are made with, as it usually does.
-_WITH_TUN = 'mknod -m 666 "$0" c 10 200 && mount --bind "$0" /dev/net/tun && exec "$@"'
-
 
 @pytest.fixture
 def nobody() -> Iterator[Unprivileged]:
@@ -217,15 +205,71 @@ def nobody() -> Iterator[Unprivileged]:
 def test_an_unprivileged_user_has_guests_in_a_network_with_an_uplink_and_nothing_is_left(
     nobody: Unprivileged, tmp_path: Path
 ) -> None:
-    with campus(tmp_path) as outer:
-        python = ["unshare", "--mount", "sh", "-c", _WITH_TUN, f"{nobody.home}/tun", *nobody.python]
-        with owned_lan(outer.host.command(*python), nobody.environment, "uplink") as owner:
-            assert [told(owner), told(owner)] == ["SSH-2.0-", "10.77.0.10"]
-            traces = Traces.of(nobody.runs)
-            assert {"process", "namespace"} <= traces.left().keys()
-            assert asked(owner, "nc -w 20 192.0.2.1 7 </dev/null") == WORD
-            owner.communicate(timeout=SECONDS)
+    with (
+        campus(tmp_path) as outer,
+        owned_lan(outer.host.command(*nobody.python_with_tun), nobody.environment, "uplink") as owner,
+    ):
+        assert [told(owner), told(owner)] == ["SSH-2.0-", "10.77.0.10"]
+        traces = Traces.of(nobody.runs)
+        assert {"process", "namespace"} <= traces.left().keys()
+        assert asked(owner, "nc -w 20 192.0.2.1 7 </dev/null") == WORD
+        owner.communicate(timeout=SECONDS)
     assert traces.left_at_last() == {}
+
+
+@for_root
+def test_an_unprivileged_user_is_on_a_real_lan_by_the_helper_and_the_port_goes_with_the_run(
+    nobody: Unprivileged, tmp_path: Path
+) -> None:
+    with campus(tmp_path) as outer:
+        before = network_of(outer.host)
+        python = outer.host.command(*nobody.python_with_helper("allow br0"))
+        with owned_lan(python, nobody.environment, "real") as owner:
+            assert told(owner) == "SSH-2.0-"
+            assert told(owner).startswith("192.0.2.1")
+            assert "tap0" in outer.host.run("bridge", "link")
+            traces = Traces.of(nobody.runs)
+            assert asked(owner, "nc -w 20 192.0.2.1 7 </dev/null") == WORD
+            owner.kill()
+        assert until(lambda: network_of(outer.host) == before or None, Deadline(SECONDS))
+    assert traces.left_at_last() == {}
+
+
+@for_root
+def test_an_unprivileged_user_is_told_which_line_is_missing(nobody: Unprivileged, tmp_path: Path) -> None:
+    with campus(tmp_path) as outer:
+        before = network_of(outer.host)
+        python = outer.host.command(*nobody.python_with_helper("allow br1"))
+        command = [*python, "-m", "tests.guest.owned_lan", "real"]
+        ran = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS,
+            env=nobody.environment,
+        )  # fmt: skip
+        assert "/etc/qemu/bridge.conf has no line 'allow br0'" in ran.stderr
+        assert "echo 'allow br0' >>/etc/qemu/bridge.conf" in ran.stderr
+        assert network_of(outer.host) == before
+    assert list(nobody.runs.iterdir()) == []
+
+
+_CLOSED_TUN = 'mknod -m 600 "$0" c 10 200 && mount --bind "$0" /dev/net/tun && exec "$@"'
+
+
+@for_root
+def test_an_unprivileged_user_who_may_make_no_taps_is_told_so(nobody: Unprivileged) -> None:
+    closed = ["unshare", "--mount", "sh", "-c", _CLOSED_TUN, f"{nobody.home}/closed"]
+    command = [*closed, *nobody.python, "-m", "tests.guest.owned_lan", "empty"]
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+        env=nobody.environment,
+    )
+    assert "cannot be made: /dev/net/tun may not be opened by this user" in ran.stderr
+    assert "chmod 666 /dev/net/tun" in ran.stderr
+    assert list(nobody.runs.iterdir()) == []
 
 
 # Faults on the wire

@@ -13,6 +13,7 @@ from pytest_kvmlab.errors import ConfigError, GuestError, HostError, UsbError
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.spec.guest import GuestKeys
+from tests.guest.own_launcher import own_launcher, started
 from tests.unit.fake_usb import FakeHost
 
 ID = "0a5e:2110"
@@ -33,6 +34,19 @@ def sees(guest: Guest) -> list[str]:
 def wait_for(guest: Guest, *devices: str) -> None:
     wanted = "".join(f"{device}\n" for device in sorted(devices))
     guest.wait_until_succeeds(f'[ "$({_DEVICES} | grep -v ^1d6b | sort)" = "{wanted.rstrip()}" ]')
+
+
+@pytest.mark.parametrize("hotplug", [False, True])
+def test_only_a_guest_that_notices_its_dongle_later_is_cloned(launcher: Launcher, hotplug: bool) -> None:
+    """The one that boots proves that it had it while it booted; of a clone, the proof is asked again."""
+    seen = f"grep -q {ID[:4]} /sys/bus/usb/devices/*/idVendor"
+    ready = f"{seen} || ! test -e /tmp/up && touch /tmp/up" if hotplug else seen
+    with own_launcher(launcher, "auto") as own:
+        for _ in range(2):
+            with started(own, usb=[LICENCE], hotplug=hotplug, ready=ready) as guest:
+                assert bool(guest.machine.frozen) == hotplug
+                assert guest.run(seen).ok
+                assert guest.run("test -e /tmp/up").ok == hotplug
 
 
 @pytest.mark.kvm(usb=[LICENCE])

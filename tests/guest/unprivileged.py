@@ -9,10 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
-import platformdirs
 
 import pytest_kvmlab
+from pytest_kvmlab.lab.build import ensure
+from pytest_kvmlab.lab.run import open_store
+from pytest_kvmlab.spec.options import resolve_options
 
+# As udev usually does.
+_WITH_TUN = 'test -e "$0" || mknod -m 666 "$0" c 10 200 && mount --bind "$0" /dev/net/tun && exec "$@"'
+# A helper that may what it may on few machines, and a list of bridges; neither is this machine's.
+_WITH_HELPER = """
+helper=/usr/lib/qemu/qemu-bridge-helper
+install -m 4755 $helper "$0/helper" && mount --bind "$0/helper" $helper || exit
+mkdir "$0/changes" "$0/work" && chmod 755 "$0/changes" || exit
+mount -t overlay overlay -o lowerdir=/etc,upperdir="$0/changes",workdir="$0/work" /etc || exit
+mkdir -p /etc/qemu && echo "$1" >/etc/qemu/bridge.conf && shift && exec "$@"
+"""
 _NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
 # The interpreter has to find itself, too: the keeper is started with it.
 _PROBE = (
@@ -36,6 +48,15 @@ class Unprivileged:
     home: Path
 
     @property
+    def python_with_tun(self) -> list[str]:
+        """The same, for root on a machine that does not give everybody the device that TAPs are made with."""
+        return ["unshare", "--mount", "sh", "-c", _WITH_TUN, f"{self.home}/tun", *self.python]
+
+    def python_with_helper(self, line: str) -> list[str]:
+        """The same on a machine where QEMU's helper for bridges runs as root, and its list has one line."""
+        return ["unshare", "--mount", "sh", "-c", _WITH_HELPER, str(self.home), line, *self.python_with_tun]
+
+    @property
     def runs(self) -> Path:
         """The user's folder for runs."""
         return self.home / "runs"
@@ -46,11 +67,16 @@ class Unprivileged:
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     @classmethod
-    def prepare(cls, home: Path) -> "Unprivileged":
-        """Find an interpreter and packages that the user can read; copy what is kept from them."""
-        store = platformdirs.user_cache_path("pytest-kvmlab")
+    def prepare(cls, home: Path, *, guests: bool = True) -> "Unprivileged":
+        """Find an interpreter and packages that the user can read; copy what is kept from them.
+
+        Args:
+            home: an empty folder.
+            guests: whether guests will be started, which need an image.
+        """
         (home / "runs").mkdir(mode=0o700)
-        shutil.copytree(store, home / "store")
+        if guests:
+            _copy_what_guests_need(home / "store")
         environment = {"PATH": os.defpath, "HOME": str(home), "KVMLAB_STORE": str(home / "store"),
                        "KVMLAB_RUNS": str(home / "runs"), "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
         if os.geteuid() != 0:
@@ -61,6 +87,18 @@ class Unprivileged:
         ]
         environment["PYTHONPATH"] = os.pathsep.join(map(str, packages))
         return cls([*_NOBODY, *_interpreter(environment)], environment, home)
+
+
+def _copy_what_guests_need(store: Path) -> None:
+    """The micro image, and what was found out about this machine; other images take gigabytes."""
+    ours = open_store(resolve_options({"lab": True}, os.environ, {}).store)
+    micro = ensure("micro", ours, progress=lambda *_: None)
+    shutil.copytree(micro.folder, store / "images" / micro.folder.name)
+    (store / "names").mkdir()
+    (store / "names" / "micro").symlink_to(Path("..", "images", micro.folder.name))
+    for known in ("accelerator", "libvirt-capabilities"):
+        if (ours.root / known).exists():
+            shutil.copytree(ours.root / known, store / known)
 
 
 def _give_to_nobody(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Memory is shared with other runs: here with a claim of this test's own, which stands for them."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ import pytest
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.lab.capacity import Capacity, claims_folder
 from pytest_kvmlab.lab.claims import Ledger
-from tests.plugin.project import Project
+from tests.plugin.project import Project, finished
 
 MIB = 2**20
 
@@ -54,6 +55,44 @@ def test_a_lab_that_needs_more_memory_than_there_is_does_not_wait_for_it(lab: Pr
     result = lab.pytest("--kvm-lab", "--kvm-memory=256MiB")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*needs 320 MiB of memory for its guests; all guests on this machine may*"])
+
+
+EACH_OTHERS = """
+import pathlib, time, pytest
+
+HERE = pathlib.Path(__file__).parent
+
+def both_are_up(number):
+    (HERE / f"up-{number}").touch()
+    until = time.monotonic() + 150
+    while not (both := len(list(HERE.glob("up-*"))) == 2) and time.monotonic() < until:
+        time.sleep(0.1)
+    return both
+
+@pytest.mark.parametrize("number", range(2))
+def test_more_than_a_lab(lab, make_guest, number):
+    assert both_are_up(number)
+    assert make_guest(image="micro", memory="256MiB").succeed("echo here") == "here\\n"
+"""
+
+
+_WITHOUT_CLAIMS = 'mount -t tmpfs none "$0" && exec "$@"'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the claims of other runs")
+def test_two_labs_that_want_the_memory_of_each_other_do_not_wait_for_ever(project: Project) -> None:
+    project.write("pair.lab.toml", LAB)
+    project.write("test_pair.py", EACH_OTHERS)
+    # With other runs' claims they would wait for those; and other runs for these.
+    apart = ["unshare", "--mount", "sh", "-c", _WITHOUT_CLAIMS, str(claims_folder().parent)]
+    run = subprocess.Popen(
+        [*apart, *project.command("--kvm-lab", "-n2", "--kvm-memory=700MiB")],
+        cwd=project.folder,
+        env=project.full_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    finished(run).assert_outcomes(passed=2)
 
 
 def memory_of(run: str) -> list[tuple[int, str]]:

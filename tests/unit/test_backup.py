@@ -19,6 +19,13 @@ from pytest_kvmlab.spec.manifest import DISKS, KERNEL, MANIFEST, Manifest, parse
 
 DISK, RAW = DISKS["qcow2"], DISKS["raw"]
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+# As those of the shipped images, written in each of the forms that are read into something else.
+GUEST = {
+    "memory": "256MiB",
+    "host_key": "generated",
+    "login": {"user": "root"},
+    "ready": "test -e /run/settled",
+}
 
 
 def silent(_step: str, _share: float | None) -> None:
@@ -61,7 +68,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def image(store: Store) -> Image:
-    return put(store, "wiki", A, disk_with(b"first"), guest={"memory": "256MiB"})
+    return put(store, "wiki", A, disk_with(b"first"), guest=GUEST)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pytest_kvmlab.plan.guest import (
     GuestPlan,
     MemoryFile,
     RunFacts,
+    StreamWire,
     TapWire,
     UefiFiles,
     plan_guest,
@@ -78,9 +79,10 @@ CASES = {
                 Card(TapWire("kt0123abcd11111"), "52:54:00:00:00:01"),
                 Card(TapWire("kt0123abcdabcde")),
                 Card(),
+                Card(StreamWire(45678), "52:54:00:00:00:02"),
             ),
         ),
-        networks=[{}, {"model": "e1000"}, {"mac": "52:54:00:12:34:68"}, {"model": "rtl8139"}],
+        networks=[{}, {"model": "e1000"}, {"mac": "52:54:00:12:34:68"}, {"model": "rtl8139"}, {}],
     ),
     "template": replace(plan(), memory_file=MemoryFile(Path("/dev/shm/kvl-0/a,b-0"), writes=True)),
     "clone": replace(
@@ -132,9 +134,8 @@ def test_hostile_text_stays_text(hostile: str) -> None:
     source = BootSource(DiskFile(odd, "qcow2", DiskFile(odd, "raw")), odd, odd, hostile)
     printed = domain_xml(plan(source, cdrom=str(odd)))
     domain = parsed(printed)
-    assert [domain.findtext(f"os/{tag}") for tag in ("kernel", "initrd", "cmdline")] == [str(odd)] * 2 + [
-        hostile
-    ]
+    assert [domain.findtext(f"os/{tag}") for tag in ("kernel", "initrd")] == [str(odd)] * 2
+    assert domain.findtext("os/cmdline") == f"{hostile} no_timer_check"
     assert [source.get("file") for source in domain.iterfind("devices/disk//source")] == [str(odd)] * 3
     assert valid(printed, SCHEMA)
 
@@ -147,7 +148,7 @@ def test_random_text_stays_text_or_is_refused() -> None:
             printed = domain_xml(plan(replace(KERNEL, cmdline=text)))
         except ConfigError:
             continue
-        assert parsed(printed).findtext("os/cmdline") == text
+        assert parsed(printed).findtext("os/cmdline") == f"{text} no_timer_check"
 
 
 @pytest.mark.parametrize("character", ["\x00", "\n", "\r", "\t", "\x1b", "\x7f", "\x85", "\ud800", "\ufffe"])

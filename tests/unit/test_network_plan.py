@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pytest_kvmlab.plan.addresses import gateway_of
-from pytest_kvmlab.plan.guest import Card, TapWire, UserWire
+from pytest_kvmlab.plan.guest import Card, StreamWire, TapWire, UserWire
 from pytest_kvmlab.plan.names import bridge_name, tap_name
 from pytest_kvmlab.plan.network import LabInstance, NetworkPlan, plan_cards, plan_networks
 from pytest_kvmlab.spec.guest import NetworkKeys
@@ -117,3 +117,5 @@ def test_a_card_is_plugged_into_its_network() -> None:
         Card(UserWire()),
         Card(TapWire(tap_name("0123abcd", "main-1", "web", 1)), plan.members[0].mac),
     )
+    ports = {plan.members[0].tap: 45678}
+    assert plan_cards("web", own["web"], {"campus": plan}, ports)[1].wire == StreamWire(45678)

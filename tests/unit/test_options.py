@@ -34,6 +34,7 @@ def test_every_field_has_an_option_and_a_default() -> None:
         host="auto",
         accel="auto",
         image={},
+        kernel=(),
         reset="auto",
         pool=None,
         templates="run",

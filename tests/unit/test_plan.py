@@ -126,11 +126,19 @@ def test_each_extra_disk_needs_its_file() -> None:
 
 
 def test_the_image_brings_kernel_and_initrd_and_command_line() -> None:
-    assert plan(KERNEL).boot == KernelPlan(Path("/store/vmlinux"), Path("/store/initrd"), "console=ttyS0")
+    made = plan(KERNEL, replace(RUN, accel="kvm")).boot
+    assert made == KernelPlan(Path("/store/vmlinux"), Path("/store/initrd"), "console=ttyS0")
+
+
+def test_a_kernel_does_not_count_the_ticks_of_an_emulated_timer() -> None:
+    boot = plan(KERNEL, replace(RUN, accel="tcg")).boot
+    assert boot
+    assert boot.cmdline == "console=ttyS0 no_timer_check"
 
 
 def test_another_kernel_does_not_get_the_initrd_of_the_image() -> None:
-    assert plan(KERNEL, kernel="/my/vmlinuz").boot == KernelPlan(Path("/my/vmlinuz"), None, "console=ttyS0")
+    made = plan(KERNEL, kernel="/my/vmlinuz").boot
+    assert made == KernelPlan(Path("/my/vmlinuz"), None, "console=ttyS0 no_timer_check")
 
 
 def test_the_guest_may_change_initrd_and_command_line_only() -> None:

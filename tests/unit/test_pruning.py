@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvmlab.lab.pruning import Pruning, plan_pruning, prune
+from pytest_kvmlab.drivers.qemu_img import create_overlay
+from pytest_kvmlab.lab.frozen import BLANKS, Frozen, Rest
+from pytest_kvmlab.lab.pruning import Pruning, plan_pruning, prune, remove_useless_templates
 from pytest_kvmlab.lab.store import Image, Store, record
+from pytest_kvmlab.lab.template_shelf import Shelf
 from pytest_kvmlab.spec.manifest import DISKS, KERNEL, LOCK, Manifest
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -30,7 +33,7 @@ def put(store: Store, name: str, identity: str, *, lists: str = "", parent: str 
         image = folder / "image"
         image.mkdir()
         (image / KERNEL).write_bytes(os.urandom(MIB))
-        (image / DISKS["raw"]).write_bytes(b"disk")
+        (image / DISKS["raw"]).write_bytes(bytes(512))
         (image / LOCK).write_text(f"busybox 1.35 {lists}\n")
         manifest = Manifest(
             name=name,
@@ -175,3 +178,80 @@ def test_the_disk_use_of_a_copy_is_not_counted_twice(store: Store) -> None:
     before = pruned(store).before
     os.link(image.folder / KERNEL, store.root / "images" / "second name")
     assert pruned(store).before - before < MIB
+
+
+# Templates that are kept for later runs
+
+
+def template(store: Store, image: Image, key: str, *, when: float = 2**31, folder: Path) -> Path:
+    """A template of one MiB whose guest has a disk on that of an image; the folder is the run's."""
+    own = folder / key
+    own.mkdir()
+    create_overlay(image.folder / DISKS["raw"], "raw", own / "disk.qcow2")
+    create_overlay(own / "disk.qcow2", "qcow2", own / BLANKS.format(0))
+    (own / "state").write_bytes(os.urandom(MIB))
+    (folder / "memory").write_bytes(b"memory")
+    guest = Frozen(own, folder / "memory", "", Rest(None, ""), (own / "disk.qcow2",))
+    Shelf(store.templates).keep(key, [guest])
+    os.utime(store.templates / key, (when, when))
+    return store.templates / key
+
+
+def test_a_template_is_shown_with_its_image_and_stays_while_there_is_room(
+    store: Store, tmp_path: Path
+) -> None:
+    kept = template(store, put(store, "old", A), "one", folder=tmp_path)
+    plan = pruned(store)
+    assert [(item.kind, item.name) for item in plan.kept] == [("image", "old"), ("template", "old")]
+    assert plan.after > 2 * MIB
+    assert kept.exists()
+
+
+def test_over_the_limit_templates_go_before_images_the_least_recently_used_first(
+    store: Store, tmp_path: Path
+) -> None:
+    image = put(store, "old", A)
+    later = template(store, image, "later", when=2000, folder=tmp_path)
+    first = template(store, image, "first", when=1000, folder=tmp_path)
+    plan = pruned(store, limit=5 * MIB // 2)
+    assert [item.path for item in plan.removed] == [first]
+    assert later.exists()
+    assert [item.kind for item in pruned(store, limit=1).removed] == ["image", "template"]
+    assert store.folders() == ()
+
+
+def test_a_template_goes_with_its_image(store: Store, tmp_path: Path) -> None:
+    kept = template(store, put(store, "old", A), "one", folder=tmp_path)
+    put(store, "old", B)
+    assert [item.why for item in pruned(store).removed if item.kind == "template"] == ["its image is gone"]
+    assert not kept.exists()
+
+
+def test_a_template_goes_when_somebody_removes_its_image_and_others_stay(
+    store: Store, tmp_path: Path
+) -> None:
+    image, other = put(store, "old", A), put(store, "new", B)
+    kept, still = (template(store, each, each.name, folder=tmp_path) for each in (image, other))
+    assert store.remove(image.folder, named=True)
+    remove_useless_templates(store)
+    assert (kept.exists(), still.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("file", ["inventory.json", "0/disk.qcow2"])
+def test_a_damaged_template_and_half_of_one_go(store: Store, tmp_path: Path, file: str) -> None:
+    kept = template(store, put(store, "old", A), "one", folder=tmp_path)
+    (kept / file).write_bytes(b"{")
+    half = store.templates / ".new-half"
+    half.mkdir()
+    assert [(item.kind, item.path) for item in pruned(store).removed] == [
+        ("template", kept),
+        ("leftover", half),
+    ]
+    assert not kept.exists()
+    assert not half.exists()
+
+
+def test_a_folder_of_templates_that_cannot_be_read_keeps_nothing_else_from_going(store: Store) -> None:
+    put(store, "old", A)
+    store.templates.write_bytes(b"as unreadable, for root too, as a folder of another user")
+    assert [item.kind for item in pruned(store, limit=1).removed] == ["image"]

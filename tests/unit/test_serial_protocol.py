@@ -134,6 +134,6 @@ def test_a_person_sees_what_the_guest_said_and_not_the_protocol() -> None:
         "[   13.0] Kernel panic - not syncing",
         ":92025d5bf09d63da:h:14:1:134: 6c 73 3a 20 2f 6e 6f 6e 65 78 69 73 74 65 6e 74",
         " 3a 20 4e:",
-        "login: ",
+        r"\x1b[?2004llogin: \x1b[01;31mred\x1b[m",
     ]
-    assert protocol.for_people(lines) == ["", lines[11], lines[13], "login: "]
+    assert protocol.for_people(lines) == ["", lines[11], lines[13], "login: red"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvmlab.keeper.borrowed import call_back
 from tests.unit.fake_usb import ID, FakeHost
 
 
@@ -139,11 +140,12 @@ def test_the_same_device_in_the_same_port_is_known_again(host: FakeHost) -> None
     assert not before.is_same(None)
 
 
-def test_giving_back_a_device_that_is_gone_does_nothing(host: FakeHost) -> None:
+@pytest.mark.parametrize("port", ["1-1", "1-2", "../1-1", "", "usb1"])
+def test_calling_drivers_back_to_what_is_gone_or_no_device_does_nothing(host: FakeHost, port: str) -> None:
     device = host.plug("1-1")
-    host.usb.bus.give_back(device)
+    call_back(port, host.usb.bus.sysfs, host.usb.bus.dev)
     host.usb.bus.node(device).unlink()
-    host.usb.bus.give_back(device)
+    call_back(port, host.usb.bus.sysfs, host.usb.bus.dev)
 
 
 def test_a_machine_without_usb_has_no_devices(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_a_device_that_is_pulled_out_is_missed_and_given_back_when_it_is_put_bac
     bench.host.pull("1-1")
     assert bench.noted("0a5e:2110 was pulled out of the host's port 1-1")
     assert not bench.dongle.is_plugged
+    assert until(lambda: not bench.domain.devices or None, Deadline(10)), "the guest sees it still"
     bench.host.plug("1-1", serial="A1")
     assert bench.noted("is in the guest again")
     assert len(bench.notes) == 2
@@ -127,10 +128,9 @@ def test_a_device_that_is_pulled_out_is_missed_and_given_back_when_it_is_put_bac
 
 def test_another_device_in_its_port_is_not_given_to_the_guest(bench: Bench) -> None:
     bench.on()
-    before = dict(bench.domain.devices)
     bench.host.plug("1-1", serial="B2")
     assert bench.noted("0a5e:2110 is in the host's port 1-1 in place of 0a5e:2110")
-    assert bench.domain.devices == before
+    assert until(lambda: not bench.domain.devices or None, Deadline(10)), "the guest sees the first one still"
 
 
 def test_a_device_that_qemu_does_not_take_again_is_written_down_and_tried_again(bench: Bench) -> None:

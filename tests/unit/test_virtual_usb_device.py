@@ -254,7 +254,9 @@ def test_a_device_can_pull_itself_out(port: Port, echo: Echo) -> None:
 
 def test_a_guest_that_is_gone_is_no_error(port: Port, echo: Echo) -> None:
     port.close()
-    next(thread for thread in threading.enumerate() if thread.name == "usb-port").join(SECONDS)
+    for thread in threading.enumerate():
+        if thread.name == "usb-port":
+            thread.join(SECONDS)
     with pytest.raises(UsbError, match="is not plugged in"):
         echo.wait_until_configured(timeout=SECONDS)
     assert (echo.is_plugged, echo.errors) == (False, ())

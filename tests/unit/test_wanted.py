@@ -24,7 +24,8 @@ from pytest_kvmlab.spec.validation import validate
 def host(*, own: bool = True, qemu: str = "7.2.22", libvirt: str = "9.0.0") -> Host:
     """As much of a host as is looked at here."""
     connection = SimpleNamespace(versions=lambda: Versions(libvirt=libvirt, qemu=qemu))
-    return cast("Host", SimpleNamespace(own=own, connection=connection))
+    choice = SimpleNamespace(private=own)
+    return cast("Host", SimpleNamespace(own=own, connection=connection, choice=choice))
 
 
 def asked(name: str = "web", *, identity: str = "0" * 64, **written: object) -> Asked:
@@ -126,6 +127,9 @@ def test_what_is_plugged_in_later_does_not_count() -> None:
         (one(machine="microvm"), host(), "a microvm does not tell"),
         (one(tpm=True), host(), "the state of a TPM"),
         (one(login={"channel": "none"}), host(), "nobody can ask it"),
+        (one(usb=["0a5e:2110"]), host(), "it boots with its USB devices"),
+        (one(usb=["0a5e:2110"], hotplug=True), host(), ""),
+        (one(usb=[{"virtual": "licence", "id": "0a5e:2110", "plugged": False}]), host(), ""),
     ],
 )
 def test_why_a_guest_is_not_cloned(wanted: Wanted, on: Host, why: str) -> None:
