@@ -38,11 +38,16 @@ _INSTALL = (
 # thinks is the newest (grub.d/41_custom).
 _CHOOSE = """\
 set -e
-[ -e /boot/initrd.img-{release} ] || update-initramfs -c -k {release}
-update-grub
-menu=$(grep -o "gnulinux-advanced-[^' ]*" /boot/grub/grub.cfg | head -n1)
-entry=$(grep -o "gnulinux-{release}-advanced-[^' ]*" /boot/grub/grub.cfg | head -n1)
-test -n "$menu" -a -n "$entry"
+find_entry() {
+    menu=$(grep -o "gnulinux-advanced-[^' ]*" /boot/grub/grub.cfg | head -n1)
+    entry=$(grep -o "gnulinux-RELEASE-advanced-[^' ]*" /boot/grub/grub.cfg | head -n1)
+    test -n "$menu" -a -n "$entry"
+}
+if [ ! -e /boot/initrd.img-RELEASE ]; then
+    update-initramfs -c -k RELEASE
+    update-grub
+fi
+find_entry || { update-grub; find_entry; }
 echo "set default='$menu>$entry'" >/boot/grub/custom.cfg
 sync
 """
@@ -115,7 +120,9 @@ class KernelUpgrades(Power):
                 'give it a network card and login = { channel = "ssh" }',
             )
         deadline = self.deadline(timeout)
-        suite = self._out_of("sed -n s/^VERSION_CODENAME=//p /etc/os-release", deadline).strip()
+        suite = self._out_of(
+            "sed -n s/^VERSION_CODENAME=//p /etc/os-release 2>/dev/null || true", deadline
+        ).strip()
         status = self._out_of("cat /var/lib/dpkg/status 2>/dev/null || true", deadline)
         if not (_CODENAME.fullmatch(suite) and status):
             raise ConfigError(
@@ -215,7 +222,7 @@ class KernelUpgrades(Power):
                 f"{self.name} has no kernel {release}{nearest(release, releases)}",
                 f"it has: {', '.join(releases)}; guest.upgrade_kernel() installs one",
             )
-        self._done(f"sh -c {shlex.quote(_CHOOSE.format(release=shlex.quote(release)))}", deadline)
+        self._done(f"sh -c {shlex.quote(_CHOOSE.replace('RELEASE', release))}", deadline)
 
     def _let_boot(self, kernel: KernelPlan | None) -> None:
         """Have the guest start from its disk, or from a kernel of this machine, from now on."""

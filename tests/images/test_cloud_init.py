@@ -8,6 +8,8 @@ from pytest_kvmlab import MakeGuest
 from pytest_kvmlab.lab.build import build
 from pytest_kvmlab.lab.launch import Launcher
 
+# Written when all of its stages are over (cloud-init's documentation, "Boot stages").
+FINISHED = "/run/cloud-init/result.json"
 RECIPE = Path(__file__).with_name("debian-12-cloud")
 PASSWORD = '# "ä" : {\\}\' 😀'  # noqa: S105 - lets into guests that live for one test
 
@@ -24,9 +26,9 @@ def image(request: pytest.FixtureRequest) -> str:
 def test_a_key_leads_to_a_user_that_was_not_there_on_the_guest_that_was_started(
     make_guest: MakeGuest, image: str
 ) -> None:
-    guest = make_guest(image=image, seed=True, login={"user": "tester"}, ready="cloud-init status --wait")
+    guest = make_guest(image=image, seed=True, login={"user": "tester"}, ready=f"test -e {FINISHED}")
     assert guest.succeed("id -un; hostname; sudo id -un").split() == ["tester", guest.name, "root"]
-    assert guest.host_key.split()[1] in guest.succeed("cat /etc/ssh/ssh_host_*.pub")
+    assert guest.host_key.split()[1] in guest.succeed("sudo cat /etc/ssh/ssh_host_*.pub")
     assert guest.succeed("cat /sys/block/vdb/ro") == "1\n"
     guest.snapshot("seeded")
 
