@@ -1,7 +1,8 @@
 """Clean guests from templates: made at the first use, proved good, started before they are wanted."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from pytest_kvmlab.lab.wanted import Asked, Wanted, template_key, why_not_cloned
 from pytest_kvmlab.plan.guest import MemoryFile
 
 _POOL = "the pool of clones"
+_SSH_SECONDS = 30.0
 
 Watch = Callable[[Together], AbstractContextManager[object]]
 """Looks at guests that may break as long as the context lasts."""
@@ -41,6 +43,7 @@ class Cloning:
     pool: Pool[Together]
     hold: Callable[[str], None]
     _held: set[str] = field(default_factory=set)
+    _last: tuple[str, Together] | None = None
 
     def clones(self, wanted: Wanted, undo: ExitStack, watch: Watch, *, more: bool, always: bool) -> Together:
         """Clones that run, and are ready.
@@ -71,8 +74,15 @@ class Cloning:
             up = self._started_or_refused(key, wanted, template, undo)
         self._show(up)
         if more and not wanted.dongles:
-            self.pool.refill(kind, partial(self._for_the_pool, wanted, template))
+            self.pool.refill(kind, partial(self._for_the_pool, wanted, template, self._over_ssh(kind)))
+        self._last = kind, up
         return up
+
+    def _over_ssh(self, kind: str) -> set[str]:
+        """The guests that the last test with such guests used over SSH: the next one probably does, too."""
+        if self._last is None or self._last[0] != kind:
+            return set()
+        return {name for name, guest in self._last[1].guests.items() if guest.used_ssh}
 
     def _started_or_refused(
         self, key: str, wanted: Wanted, template: Sequence[Frozen], undo: ExitStack
@@ -90,16 +100,18 @@ class Cloning:
         with ExitStack() as attempt:
             parts = [partial(_of_clone, frozen) for frozen in template]
             up = self.stage.together(wanted, attempt, parts, wait=wait)
-            for guest in up.guests.values():
-                # Nobody has to see clones that are still in the pool.
-                guest.machine.journal.listeners.clear()
-                _thaw(guest)
+            _thaw_all(list(up.guests.values()))
             undo.push(attempt.pop_all())
         return up
 
-    def _for_the_pool(self, wanted: Wanted, template: Sequence[Frozen], undo: ExitStack) -> Together:
+    def _for_the_pool(
+        self, wanted: Wanted, template: Sequence[Frozen], over_ssh: set[str], undo: ExitStack
+    ) -> Together:
         asked = [replace(each, source=_POOL) for each in wanted.guests]
         up = self._started(replace(wanted, guests=asked, source=_POOL), template, undo, wait=False)
+        for name in over_ssh:
+            with suppress(KvmlabError):  # the test that uses it is told
+                up.guests[name].open_ssh(up.guests[name].deadline(_SSH_SECONDS))
         up.memory.idle()
         return up
 
@@ -145,6 +157,15 @@ class Cloning:
             for name, guest in one.items():
                 if why := what_is_wrong(guest, other[name]):
                     raise NoClones(f"clones of {name} are no good: {why}")
+
+
+def _thaw_all(guests: Sequence[Guest]) -> None:
+    """Start the clones of a lab at one time, as their templates stopped."""
+    for guest in guests:
+        guest.machine.journal.listeners.clear()  # nobody has to see clones that are still in the pool
+    with ThreadPoolExecutor(max_workers=len(guests)) as threads:
+        for thawed in [threads.submit(_thaw, guest) for guest in guests]:
+            thawed.result()
 
 
 def _thaw(guest: Guest) -> None:

@@ -37,12 +37,16 @@ class Commands:
         spec: what was asked for, all defaults filled in.
         ssh: the way in over SSH, not yet open.
         timeout_scale: what timeouts are multiplied by.
+
+    Attributes:
+        used_ssh: whether a test has had anything done over SSH.
     """
 
     def __init__(self, machine: Machine, spec: GuestSpec, ssh: SshChannel, *, timeout_scale: float) -> None:
         self.machine = machine
         self.spec = spec
         self.timeout_scale = timeout_scale
+        self.used_ssh = False
         self._ssh = ssh
 
     @property
@@ -57,6 +61,7 @@ class Commands:
         Raises:
             GuestError: the guest lets nobody in.
         """
+        self.used_ssh = True
         self.open_ssh(self.deadline(WAIT_SECONDS))
         return self._ssh
 
@@ -127,6 +132,7 @@ class Commands:
             GuestError: the guest broke.
             ConfigError: the guest's login has no channel.
         """
+        self.used_ssh |= self.spec.login.channel == "ssh"
         deadline, outcome = self.deadline(timeout), "did not end"
         try:
             result = self.ask(command, deadline)

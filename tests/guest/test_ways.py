@@ -177,6 +177,27 @@ def test_the_next_clone_is_started_while_a_test_has_the_last(launcher: Launcher)
             assert second.serial.run("echo at once").stdout == "at once\n"
 
 
+def test_what_waits_is_logged_in_to_where_the_last_test_used_ssh(launcher: Launcher) -> None:
+    with own_launcher(launcher, pool=1) as own:
+        with up(own, "serial", "198MiB") as first:
+            first.serial.run("true")
+        with up(own, "over SSH", "198MiB") as second:
+            assert not second.connected
+            second.succeed("true")
+            assert not next_one(own).connected
+        with up(own, "again", "198MiB") as third:
+            third.serial.run("true")
+            assert next_one(own).connected
+        with up(own, "fourth", "198MiB") as fourth:
+            assert fourth.succeed("echo at once") == "at once\n"
+            assert not next_one(own).connected
+
+
+def next_one(own: Launcher) -> Guest:
+    """The guest that waits for the next test."""
+    return own._cloning.pool._next[0].result().clones.guests["guest"]
+
+
 def test_what_was_started_ahead_of_time_makes_room_for_others(launcher: Launcher, tmp_path: Path) -> None:
     capacity = replace(launcher.capacity, limit=500 * MIB, folder=tmp_path / "claims")
     with own_launcher(replace_capacity(launcher, capacity), pool=1) as own:
