@@ -1,0 +1,106 @@
+"""The proving ground: a guest that is itself a host of guests, and a pytest run inside it.
+
+What has to get in is this project's wheel, those that it depends on, the micro image, and the inner tests.
+"""
+
+import io
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_kvmlab import Guest
+from pytest_kvmlab.lab.backup import export_image
+from pytest_kvmlab.lab.build import ensure
+from pytest_kvmlab.lab.launch import Launcher
+
+ROOT = Path(__file__).parents[2]
+INNER = Path("tests/proving/inner")
+IMAGE = "micro"
+THERE = "/opt/proving"
+RESULTS = "/var/tmp/proving"
+REQUEST = "/run/proving/request"
+# The packages of PyPI that the guest's Python can use, whichever this one is.
+FOR_THE_GUEST = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
+PLATFORMS = ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64"]
+PIP = "pip install --quiet --no-index --no-compile --break-system-packages --root-user-action=ignore"
+
+
+def load(folder: Path, launcher: Launcher) -> None:
+    """Gather everything that has to get into the guest.
+
+    Args:
+        folder: an empty one.
+        launcher: knows where images are.
+    """
+    wheels = folder / "wheels"
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, cwd=folder)
+    # libvirt-python has no wheels: the image has Debian's.
+    needed = [each for each in _dependencies() if not each.startswith("libvirt-python")]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--dest",
+        str(wheels),
+        *FOR_THE_GUEST,
+        *PLATFORMS,
+    ]
+    subprocess.run([*pip, *needed, "pytest-timeout"], check=True, cwd=folder)
+    store = launcher.images._store
+    export_image(ensure(IMAGE, store, progress=_quietly), folder / IMAGE, progress=_quietly)
+
+
+def _dependencies() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return list(project["dependencies"])
+
+
+def _quietly(*_: object) -> None:
+    pass
+
+
+def provide(guest: Guest, folder: Path) -> None:
+    """Put everything in its place in the guest.
+
+    Args:
+        guest: the host of guests.
+        folder: what `load` has filled.
+    """
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.add(folder, arcname=".")
+        archive.add(ROOT / INNER, arcname=str(INNER), filter=_source_only)
+    unpack = f"mkdir -p {THERE} && tar -C {THERE} -x && chmod -R a+rX {THERE}"
+    guest.ssh.run(unpack, stdin=stream.getvalue(), timeout=600)
+    guest.succeed(f"{PIP} --find-links {THERE}/wheels pytest-kvmlab pytest-timeout", timeout=600)
+
+
+def _source_only(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if "__pycache__" in entry.name else entry
+
+
+def run_inside(guest: Guest, name: str, command: str, requests: Callable[[str], None]) -> None:
+    """Run a command in the guest, and do what it asks for, until it has ended.
+
+    Args:
+        guest: the host of guests.
+        name: of the command, for systemd.
+        command: for a shell.
+        requests: does what is asked for in `REQUEST`.
+    """
+    ended = f"{RESULTS}/{name}.ended"
+    guest.succeed(f"mkdir -p {RESULTS} /run/proving && chmod 1777 {RESULTS} /run/proving")
+    unit = f"systemd-run --unit={name} --property=StandardOutput=file:{RESULTS}/{name}.out"
+    guest.succeed(f"{unit} --property=StandardError=inherit sh -c '{command}; touch {ended}'")
+    # The guest waits by itself: to be asked again and again would cost it as much as its own guests.
+    wait = f"i=0; until [ -e {REQUEST} ] || [ -e {ended} ] || [ $i = 20 ]; do i=$((i+1)); sleep 1; done"
+    while asked := guest.succeed(f"{wait}; cat {REQUEST} 2>/dev/null || {{ [ -e {ended} ] || echo wait; }}"):
+        if asked != "wait\n":
+            requests(asked)
+            guest.succeed(f"rm {REQUEST}")
