@@ -73,7 +73,7 @@ def test_each_test_runs_once_under_each_kernel(run: pytest.RunResult, micro: str
 
 
 def test_the_kernel_is_the_last_word_of_the_id(run: pytest.RunResult, other: str) -> None:
-    run.stdout.fnmatch_lines([f"*test_runs[[]a-kernel={numbers(other)}[]] PASSED*"])
+    run.stdout.fnmatch_lines([f"PASSED*::test_runs[[]a-kernel={numbers(other)}[]]*"])
 
 
 def test_a_test_that_is_for_other_kernels_is_skipped_with_the_reason(
@@ -83,12 +83,12 @@ def test_a_test_that_is_for_other_kernels_is_skipped_with_the_reason(
 
 
 def test_a_mark_that_names_a_kernel_wins(run: pytest.RunResult, micro: str) -> None:
-    run.stdout.fnmatch_lines(["*::test_has_its_own PASSED*"])
+    run.stdout.fnmatch_lines(["PASSED*::test_has_its_own"])
     assert f"its own: {micro}." in run.outlines
 
 
 def test_a_test_without_guests_runs_once(run: pytest.RunResult) -> None:
-    run.stdout.fnmatch_lines(["*::test_wants_no_guest PASSED*"])
+    run.stdout.fnmatch_lines(["PASSED*::test_wants_no_guest"])
 
 
 @pytest.mark.usefixtures("run")
