@@ -22,6 +22,7 @@ KEPT_BYTES = 256 * 1024
 LOG_LIMIT_BYTES = 64 * 1024 * 1024
 _LONGEST_LINE_BYTES = 4096
 _RECEIVE_BYTES = 65536
+_CATCH_UP_POLL_SECONDS = 0.001
 
 
 def printable(data: bytes | bytearray) -> str:
@@ -142,6 +143,7 @@ class ConsoleReader:
         self._dropped = len(before) - len(self._kept)
         self._ended = False
         self._news = threading.Condition()
+        self._taking = threading.Lock()  # held from the moment that bytes leave the line until they are kept
         self._thread = threading.Thread(target=self._drain, name=f"console {log.name}", daemon=True)
         self._thread.start()
 
@@ -187,6 +189,20 @@ class ConsoleReader:
                 found = pattern.search(self._kept.decode("utf-8", "replace"))
             if found or not data:
                 return found
+
+    def catch_up(self, deadline: Deadline) -> None:
+        """Wait until all that has arrived on the line is kept, in memory and in the files.
+
+        What a guest printed before it answered over another channel has arrived: the serial port hands each
+        byte to the line as the guest writes it.
+
+        Args:
+            deadline: how long to wait for the end of what a guest prints without pause.
+        """
+        while not self._ended and self._has_more() and not deadline.passed:
+            time.sleep(_CATCH_UP_POLL_SECONDS)
+        with self._taking:
+            pass
 
     def write(self, data: bytes, deadline: Deadline) -> None:
         """Send bytes to the guest.
@@ -251,11 +267,8 @@ class ConsoleReader:
         poll = select.poll()
         poll.register(self._line, select.POLLIN)
         try:
-            while received := self._receive(poll):
-                data = self._echo.cut(received)
-                self._raw.append(data)
-                self._lines.feed(data)
-                self._keep(data)  # last: what somebody has seen is in the files
+            while self._take(poll):
+                pass
         finally:
             self._raw.close()
             self._lines.close()
@@ -263,8 +276,23 @@ class ConsoleReader:
                 self._ended = True
                 self._news.notify_all()
 
-    def _receive(self, poll: select.poll) -> bytes:
+    def _take(self, poll: select.poll) -> bool:
+        """Wait for bytes and keep them; False at the end of the line."""
         poll.poll()
+        with self._taking:
+            if received := self._receive():
+                data = self._echo.cut(received)
+                self._raw.append(data)
+                self._lines.feed(data)
+                self._keep(data)  # last: what somebody has seen is in the files
+        return bool(received)
+
+    def _has_more(self) -> bool:
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _receive(self) -> bytes:
         try:
             return self._line.recv(_RECEIVE_BYTES)
         except OSError:

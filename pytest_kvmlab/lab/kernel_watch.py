@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import KvmlabError
 from pytest_kvmlab.kernel_log.console_level import shows_warnings
 from pytest_kvmlab.kernel_log.finding import Finding
@@ -14,6 +15,7 @@ from pytest_kvmlab.kernel_log.taint import flags, taint_findings
 from pytest_kvmlab.lab.commands import Commands
 
 _QUESTION_SECONDS = 2.0
+_CATCH_UP_SECONDS = 1.0
 _PIECE_BYTES = 2**20
 
 
@@ -73,15 +75,23 @@ class KernelWatch:
                 yield finding
 
     def _console(self) -> Iterator[bytes]:
-        """What the console has shown since last time."""
+        """What the console has shown since last time, in whole lines: half of one would be no complaint."""
+        if self._guest.machine.was_on:
+            self._guest.machine.console.catch_up(Deadline(_CATCH_UP_SECONDS))
         with suppress(OSError), Path(self._guest.machine.transcript).open("rb") as file:
             file.seek(self._heard)
-            while piece := file.read(_PIECE_BYTES):
-                self._heard += len(piece)
-                yield piece
+            while lines := _whole_lines(file.read(_PIECE_BYTES)):
+                self._heard += len(lines)
+                file.seek(self._heard)
+                yield lines
 
     def _asked(self) -> Answer | None:
         with suppress(KvmlabError, AssertionError):
             if self._guest.connected and self._guest.machine.is_on:
                 return read_answer(self._guest.ask(QUESTION, self._guest.deadline(_QUESTION_SECONDS)).stdout)
         return None
+
+
+def _whole_lines(piece: bytes) -> bytes:
+    """A piece without its unfinished last line, unless nothing but a line without end would be left."""
+    return piece[: piece.rfind(b"\n") + 1] or (piece if len(piece) == _PIECE_BYTES else b"")

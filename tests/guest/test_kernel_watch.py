@@ -23,7 +23,6 @@ def test_a_kernel_of_ours_shows_its_warnings_on_the_console(guest: Guest) -> Non
 def test_what_is_on_the_console_is_heard_once(guest: Guest) -> None:
     assert kinds(guest.kernel_watch.look(ask=True)) == []
     guest.succeed(FS_ERROR.format("first"))
-    guest.wait_for_console("first")
     (found,) = guest.kernel_watch.look(ask=False).findings
     assert found.title.endswith("first")
     assert found.time

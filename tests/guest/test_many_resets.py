@@ -20,7 +20,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Held:
-    """What this process and its run hold."""
+    """What this process holds: the other workers of its run have guests, too."""
 
     descriptors: int
     threads: int
@@ -30,12 +30,13 @@ class Held:
 
     @classmethod
     def now(cls, launcher: Launcher) -> "Held":
-        host = launcher.assembly.host
+        host, ours = launcher.assembly.host, f"-{launcher.assembly.worker}-"
+        domains = [domain.name() for domain in host.connection._connection.listAllDomains()]
         return cls(
             len(list(Path("/proc/self/fd").iterdir())),
             threading.active_count(),
-            len(list(host.folder.guests.iterdir())),
-            len(host.connection._connection.listAllDomains()),
+            len(list(host.folder.guests.glob(f"*{ours}*"))),
+            len([name for name in domains if ours in name]),
             int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         )
 

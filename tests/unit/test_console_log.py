@@ -3,8 +3,9 @@
 import re
 import resource
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,32 @@ def test_the_log_has_whole_lines_with_their_times(tmp_path: Path) -> None:
     lines = (tmp_path / "console.log").read_text().splitlines()
     times = [re.fullmatch(r"\[ *(\d+\.\d{3})\] (.*)", line) for line in lines]
     assert [found and found[2] for found in times] == ["Linux version", "", r"\x1b[31mred", "no end"]
+
+
+def test_who_catches_up_has_all_that_was_sent_before(tmp_path: Path) -> None:
+    with reading(tmp_path) as (guest, reader):
+        for number in range(500):
+            guest.sendall(b"x" * 100 + b"%d\n" % number)
+            reader.catch_up(Deadline(10))
+            assert reader.text().endswith(f"x{number}\n")
+
+
+def test_a_line_that_never_pauses_is_not_waited_for(tmp_path: Path) -> None:
+    with reading(tmp_path) as (guest, reader):
+        babble = threading.Thread(target=babbled, args=(guest,))
+        babble.start()
+        reader.catch_up(deadline := Deadline(0.2))
+        assert deadline.elapsed < 5
+        reader.close()
+        babble.join()
+        reader.catch_up(Deadline(10))
+
+
+def babbled(guest: socket.socket) -> None:
+    """Send until the other side has hung up."""
+    with suppress(OSError):
+        while True:
+            guest.sendall(b"x" * 65536)
 
 
 def test_the_transcript_is_what_was_sent(tmp_path: Path) -> None:

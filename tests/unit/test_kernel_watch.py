@@ -1,0 +1,35 @@
+"""Complaints on a console that is read while it is written."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+from pytest_kvmlab.lab.commands import Commands
+from pytest_kvmlab.lab.kernel_watch import KernelWatch
+
+_COMPLAINT = b"[    1.500000] EXT4-fs error (device vda): trigger_test_error:129: comm sh: x\r\n"
+
+
+def watch(transcript: Path) -> KernelWatch:
+    """The watch of a guest that is switched off, and has left this behind."""
+    guest = SimpleNamespace(machine=SimpleNamespace(was_on=False, transcript=transcript))
+    return KernelWatch(cast("Commands", guest))
+
+
+def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    transcript = tmp_path / "console.log.raw"
+    heard = watch(transcript)
+    for length in range(len(_COMPLAINT)):
+        transcript.write_bytes(b"~ # " + _COMPLAINT[:length])
+        assert heard.look(ask=False).findings == ()
+    transcript.write_bytes(b"~ # " + _COMPLAINT)
+    (found,) = heard.look(ask=False).findings
+    assert found.kind == "fs-error"
+    assert heard.look(ask=False).findings == ()
+
+
+def test_a_line_without_end_hides_nothing_that_follows(tmp_path: Path) -> None:
+    transcript = tmp_path / "console.log.raw"
+    transcript.write_bytes(b"x" * (3 * 2**20 + 5) + b"\n" + _COMPLAINT)
+    (found,) = watch(transcript).look(ask=False).findings
+    assert found.kind == "fs-error"
