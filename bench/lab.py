@@ -5,7 +5,6 @@ in the same network; then a lab of twelve guests: up, reached over SSH, and gone
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -13,9 +12,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+from bench.figures import Figure, report
 from bench.reset import Bench, open_bench
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.keeper.reap import run_processes
@@ -29,30 +28,6 @@ MANY = 12
 BOOTS, CLONES = 3, 7
 MIB = 2**20
 _GONE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table; some are told without a limit."""
-
-    name: str
-    value: float
-    told: str = ""
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        return not (
-            (self.at_most is not None and self.value > self.at_most)
-            or (self.at_least is not None and self.value < self.at_least)
-        )
-
-    @property
-    def limit(self) -> str:
-        if self.at_most is not None:
-            return f"<= {self.at_most:g}"
-        return "" if self.at_least is None else f">= {self.at_least:g}"
 
 
 def lab_of(guests: Mapping[str, str]) -> LabSpec:
@@ -152,15 +127,8 @@ def main() -> int:
     parser.add_argument("--image", default="debian-12", help="of the pair")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
-    figures = []
     with open_bench(resolve_options({"lab": True}, os.environ, {})) as bench:
-        for figure in measure(bench, arguments.image, arguments.runs):
-            verdict = "" if figure.holds else "  FALLS SHORT"
-            print(f"{figure.name:52} {figure.value:8.2f} {figure.limit:6} {figure.told}{verdict}", flush=True)
-            figures.append(figure)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(figure) for figure in figures], indent=2))
-    return 0 if all(figure.holds for figure in figures) else 1
+        return report(measure(bench, arguments.image, arguments.runs), arguments.json)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from bench.figures import Figure, report
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers import serial_protocol
 from pytest_kvmlab.drivers.state_stream import send
@@ -40,21 +40,6 @@ TEST_SECONDS = 1.0  # what a short test does with its guest, and the pool has to
 MIB = 2**20
 IMAGE, MEMORY, VCPUS = "debian-12", 512, 2
 _ANSWER_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table."""
-
-    name: str
-    value: float
-    limit: float
-    at_least: bool = False
-    told: str = ""
-
-    @property
-    def holds(self) -> bool:
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 def median(times: int, measure: Callable[[], float]) -> float:
@@ -312,36 +297,32 @@ def measure(bench: Bench, python: Path | None) -> Iterator[Figure]:
         pairs = [(bench.to_answer(off, serial), hand.to_serial_answer()) for _ in range(MANY + 1)][1:]
         ours, floor = (statistics.median(column) for column in zip(*pairs, strict=True))
         told = f"{ours:.3f} s / {floor:.3f} s"
-        yield Figure("first serial answer, over the same clone by QEMU alone", ours / floor, 1.5, told=told)
+        yield Figure("first serial answer, over the clone by QEMU alone", ours / floor, told, at_most=1.5)
         to_ssh = median(MANY, lambda: bench.to_answer(off, ssh))
         large = median(MANY, lambda: bench.to_answer(off, serial, 4 * MEMORY))
         again = median(MANY, lambda: bench.to_answer(off, serial))
         told = f"{large:.3f} s / {again:.3f} s"
-        yield Figure("four times the memory, over this one", large / again, 1.2, told=told)
-        yield Figure("share of its memory that a clone adds", memory_added(bench, off), 0.15)
+        yield Figure("four times the memory, over this one", large / again, told, at_most=1.2)
+        yield Figure("share of its memory that a clone adds", memory_added(bench, off), at_most=0.15)
     with bench.launcher("boot") as boots:
         cold = median(FEW, lambda: bench.to_answer(boots, ssh))
     with bench.launcher("clone", pool=1) as on:
         pooled = median(MANY, lambda: bench.after_a_test(on, serial))
         pooled_ssh = median(MANY, lambda: bench.after_a_test(on, ssh))
     told = f"cold boot {cold:.1f} s, {cold / pooled_ssh:.0f} times as long; without pool {to_ssh:.2f} s"
-    yield Figure("seconds to the first SSH command", pooled_ssh, 1.2, told=told)
+    yield Figure("seconds to the first SSH command", pooled_ssh, told, at_most=1.2)
     if python:
         peer = labgrid(FEW, bench, python)
         told = f"{peer:.1f} s / {ours:.3f} s"
-        yield Figure(
-            "labgrid's clean guest, over ours without pool", peer / ours, 100, at_least=True, told=told
-        )
+        yield Figure("labgrid's clean guest, over ours without pool", peer / ours, told, at_least=100)
         told = f"{peer:.1f} s / {pooled:.3f} s"
-        yield Figure(
-            "labgrid's clean guest, over ours with pool", peer / pooled, 300, at_least=True, told=told
-        )
+        yield Figure("labgrid's clean guest, over ours with pool", peer / pooled, told, at_least=300)
     one = whole_run(bench.options)
     told = f"{one:.1f} s / {cold:.1f} s"
-    yield Figure(f"a run of {TESTS} tests, over one cold boot", one / cold, 3, told=told)
+    yield Figure(f"a run of {TESTS} tests, over one cold boot", one / cold, told, at_most=3)
     one_worker, four = whole_run(bench.options, workers=1), whole_run(bench.options, workers=WORKERS)
     told = f"{four:.1f} s / {one_worker:.1f} s"
-    yield Figure(f"the same with {WORKERS} workers, over one", four / one_worker, 1.1, told=told)
+    yield Figure(f"the same with {WORKERS} workers, over one", four / one_worker, told, at_most=1.1)
 
 
 @contextmanager
@@ -369,19 +350,8 @@ def main() -> int:
     parser.add_argument("--no-labgrid", action="store_true", help="leave labgrid out")
     arguments = parser.parse_args()
     python = None if arguments.no_labgrid else arguments.labgrid or labgrid_python()
-    figures = []
     with open_bench(resolve_options({"lab": True}, os.environ, {})) as bench:
-        for figure in measure(bench, python):
-            sign = ">=" if figure.at_least else "<="
-            verdict = "" if figure.holds else "  FALLS SHORT"
-            print(
-                f"{figure.name:56} {figure.value:8.3f} {sign} {figure.limit:<6g} {figure.told}{verdict}",
-                flush=True,
-            )
-            figures.append(figure)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(figure) for figure in figures], indent=2))
-    return 0 if all(figure.holds for figure in figures) else 1
+        return report(measure(bench, python), arguments.json)
 
 
 if __name__ == "__main__":

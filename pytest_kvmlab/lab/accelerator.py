@@ -117,7 +117,7 @@ def _ignore(*_: object) -> bool:
     return False
 
 
-def _key(wish: str, patience: float = 1.0) -> str:
+def _key(wish: str, patience: float) -> str:
     """What a verdict depends on: this boot of the machine, its kernel, its QEMU, who asks, how patiently."""
     emulator = shutil.which("qemu-system-x86_64")
     build = Path(emulator).stat() if emulator else None

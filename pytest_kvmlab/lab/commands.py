@@ -153,10 +153,7 @@ class Commands:
         Raises:
             CommandFailed: another exit status; the message carries command, output and status.
         """
-        result = self.run(command, timeout=timeout)
-        if not result.ok:
-            raise CommandFailed(told(self.name, result, "0"))
-        return result.stdout
+        return self._output_of(self.run(command, timeout=timeout))
 
     def fail(self, command: str, *, timeout: float = COMMAND_SECONDS) -> str:
         """Run a command that has to end with another exit status than 0.
@@ -194,6 +191,23 @@ class Commands:
                 )
         self.machine.answered()
         return result
+
+    def ask_for(self, command: str, deadline: Deadline) -> str:
+        """Get the output of a question of ours, which has to end with exit status 0.
+
+        Args:
+            command: as for `ask`.
+            deadline: as for `ask`.
+
+        Raises:
+            CommandFailed: another exit status.
+        """
+        return self._output_of(self.ask(command, deadline))
+
+    def _output_of(self, result: CommandResult) -> str:
+        if not result.ok:
+            raise CommandFailed(told(self.name, result, "0"))
+        return result.stdout
 
 
 def told(name: str, result: CommandResult, wanted: str) -> str:

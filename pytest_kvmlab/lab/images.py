@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_kvmlab.drivers import debian, qemu_img
+from pytest_kvmlab.drivers import qemu_img
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.base_image import BaseImage, StartsGuests, base_image
 from pytest_kvmlab.lab.build import ensure
 from pytest_kvmlab.lab.copies import save_disk
 from pytest_kvmlab.lab.kernel_upgrade import KernelFiles
-from pytest_kvmlab.lab.kernels import Kernel, find_kernel, new_kernel
+from pytest_kvmlab.lab.kernels import Kernel, fetch_kernel, find_kernel, new_kernel
 from pytest_kvmlab.lab.own_kernel import adopt
 from pytest_kvmlab.lab.recipes import recipes
 from pytest_kvmlab.lab.store import Image, Store
@@ -126,15 +126,7 @@ class Images:
         else:
             kernel = new_kernel(find_kernel(wish, suite, store), suite, status, store)
         with store.building("kernel-packages", waiting=lambda: None) as scratch:
-            debian.fetch(
-                kernel.packages,
-                store.packages,
-                suite=suite,
-                backports=True,
-                scratch=scratch,
-                progress=self._progress,
-            )
-        files = tuple(debian.pooled(store.packages, package) for package in kernel.packages)
+            files = fetch_kernel(kernel, suite, store, scratch=scratch, progress=self._progress)
         return KernelFiles(kernel.release, files)
 
     def _decided(self, name: str, guests: StartsGuests | None) -> str:

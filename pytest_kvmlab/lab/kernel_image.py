@@ -9,7 +9,7 @@ from pytest_kvmlab.errors import ConfigError, ImageError
 from pytest_kvmlab.lab.blueprint import Blueprint
 from pytest_kvmlab.lab.debian_image import with_kernel_blueprint
 from pytest_kvmlab.lab.initramfs_image import initramfs_blueprint
-from pytest_kvmlab.lab.kernels import Kernel
+from pytest_kvmlab.lab.kernels import Kernel, fetch_kernel
 from pytest_kvmlab.lab.recipes import recipes
 from pytest_kvmlab.lab.store import Image, Store
 from pytest_kvmlab.progress import Progress
@@ -87,9 +87,7 @@ def _recipe_of(base: Image) -> Recipe:
 def _fetch(other: Kernel, suite: str | None, store: Store, work: Path, progress: Progress) -> None:
     scratch = work / "downloads"
     scratch.mkdir()
-    debian.fetch(
-        other.packages, store.packages, suite=suite, backports=True, scratch=scratch, progress=progress
-    )
+    fetch_kernel(other, suite, store, scratch=scratch, progress=progress)
 
 
 def _require_sound(other: Kernel, store: Store, work: Path, progress: Progress) -> None:

@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_kvmlab.deadline import Deadline
-from pytest_kvmlab.drivers.command import CommandResult
 from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.errors import (
-    CommandFailed,
     ConfigError,
     GuestError,
     KernelDidNotBoot,
     KvmlabError,
     WaitTimeout,
 )
-from pytest_kvmlab.lab.commands import TAIL_LINES, told
+from pytest_kvmlab.lab.commands import TAIL_LINES
 from pytest_kvmlab.lab.machine import Machine
 from pytest_kvmlab.lab.power import Power
 from pytest_kvmlab.plan.domain_xml import domain_xml
@@ -120,10 +118,10 @@ class KernelUpgrades(Power):
                 'give it a network card and login = { channel = "ssh" }',
             )
         deadline = self.deadline(timeout)
-        suite = self._out_of(
+        suite = self.ask_for(
             "sed -n s/^VERSION_CODENAME=//p /etc/os-release 2>/dev/null || true", deadline
         ).strip()
-        status = self._out_of("cat /var/lib/dpkg/status 2>/dev/null || true", deadline)
+        status = self.ask_for("cat /var/lib/dpkg/status 2>/dev/null || true", deadline)
         if not (_CODENAME.fullmatch(suite) and status):
             raise ConfigError(
                 f"{self.name} has no Debian whose kernel could be upgraded",
@@ -182,24 +180,15 @@ class KernelUpgrades(Power):
             )
         super().revert(name, timeout=timeout)
 
-    def _out_of(self, command: str, deadline: Deadline) -> str:
-        return self._done(command, deadline).stdout
-
-    def _done(self, command: str, deadline: Deadline) -> CommandResult:
-        result = self.ask(command, deadline)
-        if not result.ok:
-            raise CommandFailed(told(self.name, result, "0"))
-        return result
-
     def _install(self, files: KernelFiles, deadline: Deadline) -> None:
-        self._done(f"rm -rf {_FOLDER} && mkdir {_FOLDER}", deadline)
+        self.ask_for(f"rm -rf {_FOLDER} && mkdir {_FOLDER}", deadline)
         for package in files.packages:
             self.ssh.put(package, f"{_FOLDER}/{package.name}")
-        self._done(_INSTALL.format(folder=_FOLDER), deadline)
+        self.ask_for(_INSTALL.format(folder=_FOLDER), deadline)
 
     def _remember_way_back(self, deadline: Deadline) -> None:
         """Have what the running kernel boots from on this machine, where no boot loader is needed for it."""
-        running = self._out_of("uname -r", deadline).strip()
+        running = self.ask_for("uname -r", deadline).strip()
         if running in self._ways_back:
             return
         if self.machine.plan.boot is None:
@@ -208,21 +197,21 @@ class KernelUpgrades(Power):
             kernel, initrd = place.with_suffix(".vmlinuz"), place.with_suffix(".initrd")
             for name, local in (("vmlinuz", kernel), ("initrd.img", initrd)):
                 self.ssh.get(f"/boot/{name}-{running}", local)
-            words = self._out_of("cat /proc/cmdline", deadline).split()
+            words = self.ask_for("cat /proc/cmdline", deadline).split()
             cmdline = " ".join(word for word in words if not word.startswith("BOOT_IMAGE="))
             self._ways_back[running] = KernelPlan(kernel, initrd, cmdline)
         else:
             self._ways_back[running] = self.machine.plan.boot
 
     def _choose(self, release: str, deadline: Deadline) -> None:
-        there = self._out_of("cd /boot && ls -d vmlinuz-*", deadline).split()
+        there = self.ask_for("cd /boot && ls -d vmlinuz-*", deadline).split()
         releases = [name.removeprefix("vmlinuz-") for name in there]
         if release not in releases:
             raise ConfigError(
                 f"{self.name} has no kernel {release}{nearest(release, releases)}",
                 f"it has: {', '.join(releases)}; guest.upgrade_kernel() installs one",
             )
-        self._done(f"sh -c {shlex.quote(_CHOOSE.replace('RELEASE', release))}", deadline)
+        self.ask_for(f"sh -c {shlex.quote(_CHOOSE.replace('RELEASE', release))}", deadline)
 
     def _let_boot(self, kernel: KernelPlan | None) -> None:
         """Have the guest start from its disk, or from a kernel of this machine, from now on."""
@@ -253,7 +242,7 @@ class KernelUpgrades(Power):
 
     def _prove(self, release: str, before: str, deadline: Deadline) -> None:
         self._start(release, deadline)
-        running = self._out_of("uname -r", deadline).strip()
+        running = self.ask_for("uname -r", deadline).strip()
         if running != release or self._boot_id(deadline) == before:
             raise KernelDidNotBoot(f"{self.name} was to boot the kernel {release}, but runs {running}")
         self.kernel = release

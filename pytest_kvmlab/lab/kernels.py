@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from pytest_kvmlab.drivers import debian
 from pytest_kvmlab.errors import ConfigError, ImageError
 from pytest_kvmlab.lab.store import Image, Store
+from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.kernel import PACKAGE, architecture_of, best_kernel, in_order, release_of
 from pytest_kvmlab.spec.lock import LockedPackage, parse_lock
 from pytest_kvmlab.spec.manifest import LOCK
@@ -120,6 +122,27 @@ def kernel_of(derived: Image, name: str) -> Kernel | None:
     if derived.manifest.parent is None:  # what an initramfs is made of beside its kernel is its recipe's
         packages = tuple(package for package in packages if release_of(package.name))
     return Kernel(name, release, packages)
+
+
+def fetch_kernel(
+    kernel: Kernel, suite: str | None, store: Store, *, scratch: Path, progress: Progress
+) -> tuple[Path, ...]:
+    """Have the packages of a kernel in the store, and tell where they are.
+
+    Args:
+        kernel: the kernel.
+        suite: the codename of the release of Debian that it is for; None: any that this machine has.
+        store: where packages are.
+        scratch: an empty folder for what is downloaded.
+        progress: told what is being fetched.
+
+    Raises:
+        ImageError: a package is nowhere any more, or cannot be fetched.
+    """
+    debian.fetch(
+        kernel.packages, store.packages, suite=suite, backports=True, scratch=scratch, progress=progress
+    )
+    return tuple(debian.pooled(store.packages, package) for package in kernel.packages)
 
 
 def _of_package(name: str, suite: str | None) -> str | None:

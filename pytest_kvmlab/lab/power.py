@@ -4,7 +4,6 @@ import re
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import CommandFailed, ConfigError, GuestError, WaitTimeout
-from pytest_kvmlab.lab.commands import told
 from pytest_kvmlab.lab.conditions import Conditions
 from pytest_kvmlab.lab.identity import become_somebody
 from pytest_kvmlab.lab.readiness import open_channel, prove_ready, prove_useful
@@ -161,10 +160,7 @@ class Power(Conditions):
         self.serial.forget()
 
     def _boot_id(self, deadline: Deadline) -> str:
-        result = self.ask("cat /proc/sys/kernel/random/boot_id", deadline)
-        if not result.ok:
-            raise CommandFailed(told(self.name, result, "0"))
-        return result.stdout.strip()
+        return self.ask_for("cat /proc/sys/kernel/random/boot_id", deadline).strip()
 
     def _rebooted(self, before: str, deadline: Deadline) -> bool | None:
         """Whether another boot answers; None if none does yet, or still the old one."""

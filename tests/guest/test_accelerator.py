@@ -62,7 +62,7 @@ def test_a_damaged_memory_is_no_memory(content: str, without_image: Launchers, t
 
 def remember(cache: Path, content: str) -> Path:
     """Put something where a verdict on emulation would be."""
-    file = cache / f"{accelerator._key('tcg')}.json"
+    file = cache / f"{accelerator._key('tcg', 1.0)}.json"
     file.write_text(content)
     return file
 
@@ -77,7 +77,7 @@ def test_what_could_not_be_proved_is_not_remembered(without_image: Launchers, tm
 
 def test_kvm_that_does_not_work_is_an_error_with_the_reason(without_image: Launchers, tmp_path: Path) -> None:
     remembered = {"accel": "tcg", "why": "a guest did not boot", "timeout_scale": 5.0}
-    (tmp_path / f"{accelerator._key('kvm')}.json").write_text(json.dumps(remembered))
+    (tmp_path / f"{accelerator._key('kvm', 1.0)}.json").write_text(json.dumps(remembered))
     with pytest.raises(HostError, match=r"KVM does not work here: a guest did not boot(?s:.*)check 'kvm'"):
         prove("kvm", without_image, tmp_path)
 
