@@ -265,7 +265,7 @@ def _cgroup_limits(cgroups: Path, own: Path) -> Iterator[int]:
 
 def _told(claim: Claim) -> str:
     seconds = max(0, time.time() - claim.since)
-    state = {"waiting": "is waited for", "held": "held", "kept": "kept"}[claim.state]
+    state = claim.state if claim.state in ("held", "kept") else "is waited for"
     return f"{_size(claim.amount)} {state} by {claim.who}, since {seconds:.0f} s"
 
 

@@ -66,9 +66,14 @@ def has_turn(mine: Claim, claims: Sequence[Claim]) -> bool:
 
     Returns:
         True for the oldest that can ever have its turn, once there is enough. Also for the oldest of those
-        that hold something if every holder waits for more: each would wait for what another one has.
+        that hold something if every holder waits for more: each would wait for what another one has. Who
+        lets all together have less than this one does waits for its own reasons, and holds it up no more.
     """
-    queue = [claim for claim in claims if _is_in_queue(claim, mine) and _can_wait(claim, claims)]
+    queue = [
+        claim
+        for claim in claims
+        if claim.limit >= mine.limit and _is_in_queue(claim, mine) and _can_wait(claim, claims)
+    ]
     waiting = {claim.holder for claim in claims if claim.state in ("waiting", "blocked")}
     holders = {claim.holder for claim in claims if claim.state == "held"}
     if holders and holders <= waiting:

@@ -168,6 +168,15 @@ def test_who_wants_more_goes_before_who_has_nothing_if_nobody_else_can_give_back
     assert other.is_given()
 
 
+def test_a_run_that_lets_guests_have_less_holds_up_nobody_who_lets_them_have_more(start: Start) -> None:
+    holder, modest, last = start(limit=8), start(limit=4), start(limit=8)
+    assert holder.does("memory", 4) == "given"
+    assert modest.does("memory", 2).startswith("waiting")
+    assert last.does("memory", 4) == "given"
+    assert last.does("back") == holder.does("back") == "back"
+    assert modest.is_given()
+
+
 def test_a_builder_does_not_wait_for_those_who_may_wait_for_its_image(start: Start) -> None:
     assert start().does("memory", 6) == "given"
     builder = start()
@@ -195,6 +204,16 @@ def test_what_is_kept_goes_to_who_locks_it_before_its_owner_ends(start: Start, t
         owner.end()
         assert [each.state for each in claims(tmp_path)] == ["kept"]
     assert claims(tmp_path) == []
+
+
+def test_of_who_waits_for_something_else_too_is_told_that_it_waits(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "memory-1")
+    blocked = Claim("who wants a dongle", "0", 2 * GIB, 4 * GIB, time.time(), "blocked")
+    kept = Claim("who has some", "1", 3 * GIB, 4 * GIB, time.time(), "kept")
+    wanted = Capacity("0badcafe", "gw0", 4 * GIB, 0.1, Journal(), lambda *_: None, tmp_path)
+    with ledger.entered(blocked), ledger.entered(kept), pytest.raises(HostError) as failure:
+        wanted.memory(2 * GIB, "a test").__enter__()
+    assert "2 GiB is waited for by who wants a dongle" in str(failure.value)
 
 
 # Turns to boot
