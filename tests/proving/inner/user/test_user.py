@@ -1,6 +1,7 @@
 """What a user without rights may do, where udev gives devices the modes that they usually have."""
 
 import os
+import re
 
 import pytest
 
@@ -21,3 +22,20 @@ def test_a_guest_has_a_dongle_that_udev_gives_to_the_group_kvm(guest: Guest) -> 
 def test_guests_meet_in_a_network_of_the_lab(lab: Lab) -> None:
     lab["web"].wait_until_succeeds("ping -c 1 db")
     lab["db"].wait_until_succeeds("ping -c 1 web")
+
+
+def test_packets_to_a_guest_come_later(lab: Lab) -> None:
+    web, db = lab["web"], lab["db"]
+    web.wait_until_succeeds("ping -c 1 db")
+    db.nics[0].impair(delay=0.5)
+    assert quickest(web) >= 500
+    db.nics[0].impair()
+    assert quickest(web) < 500
+
+
+def quickest(guest: Guest) -> float:
+    """Milliseconds from a guest to `db` and back."""
+    said = guest.succeed("ping -q -c 5 db")
+    found = re.search(r"min/avg/max = ([0-9.]+)/", said)
+    assert found, said
+    return float(found[1])
