@@ -22,7 +22,7 @@ KEPT_BYTES = 256 * 1024
 LOG_LIMIT_BYTES = 64 * 1024 * 1024
 _LONGEST_LINE_BYTES = 4096
 _RECEIVE_BYTES = 65536
-_CATCH_UP_POLL_SECONDS = 0.001
+_CATCH_UP_SECONDS = 0.01  # a line on which more has arrived is being read just now
 
 
 def printable(data: bytes | bytearray) -> str:
@@ -199,8 +199,9 @@ class ConsoleReader:
         Args:
             deadline: how long to wait for the end of what a guest prints without pause.
         """
-        while not self._ended and self._has_more() and not deadline.passed:
-            time.sleep(_CATCH_UP_POLL_SECONDS)
+        with self._news:
+            while not self._ended and self._has_more() and not deadline.passed:
+                self._news.wait(_CATCH_UP_SECONDS)
         with self._taking:
             pass
 
