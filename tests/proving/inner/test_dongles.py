@@ -1,10 +1,14 @@
 """USB devices of this host given to guests: the kernel's own drivers let go of them, and get them back."""
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
@@ -17,6 +21,17 @@ from tests.proving.inner.outside import Outside, eventually
 DONGLE, CONVERTER, STICK = "0a5e:2110", "0403:6001", "46f4:0001"
 NUMBERED = f"{DONGLE}#A1"
 SEEN = "cat /sys/bus/usb/devices/*/idVendor | grep"
+
+RUN_SECONDS = 300.0
+USBDEVFS_RESET = 0x5514  # linux/usbdevice_fs.h: _IO('U', 20)
+# To configure a device asks it for its descriptors; a driver of a controller resets what is plugged into it.
+CONFIGURED_ANEW = (
+    "cd $(dirname $(grep -l 0a5e /sys/bus/usb/devices/*/idVendor))"
+    " && echo 0 >authorized && echo 1 >authorized && test $(cat bConfigurationValue) = 1"
+)
+RESET_IN_THE_GUEST = (
+    "cd /sys/bus/pci/drivers/xhci_hcd && for each in 0000:*; do echo $each >unbind; echo $each >bind; done"
+)
 
 MakeGuest = Callable[..., Guest]
 Find = Callable[..., HostDevice]
@@ -103,12 +118,28 @@ def test_a_stick_that_the_host_has_mounted_stays_there(guest: Guest, mounted: Pa
         guest.usb.attach(STICK)
 
 
-KILLED = """
+@contextmanager
+def another_run(folder: Path, usb: str, body: str, **settings: str) -> Iterator[tuple[Popen[bytes], Path]]:
+    """A run with one test, whose guest asks for a dongle; and the file in which it tells what it does."""
+    (folder / "test_another.py").write_text(ANOTHER.format(usb=usb, body=body))
+    command = [sys.executable, "-m", "pytest", "--kvm-lab", "-p", "no:cacheprovider", "test_another.py"]
+    output = folder / "output"  # no pipe: who survives pytest would hold it open
+    with (
+        output.open("w") as told,
+        Popen(command, cwd=folder, stdout=told, stderr=told, env=os.environ | settings) as run,
+    ):
+        try:
+            yield run, output
+        finally:
+            run.kill()
+
+
+ANOTHER = """
 import os, signal, pytest
 
 @pytest.mark.kvm(image="micro", cpu="kvm64", hotplug=True, usb=["{usb}"])
-def test_killed(guest):
-    os.kill(os.getpid(), signal.SIGKILL)
+def test_another(guest):
+    {body}
 """
 
 
@@ -116,14 +147,24 @@ def test_the_driver_of_the_host_has_a_converter_back_even_if_the_run_is_killed(
     tmp_path: Path, find: Find
 ) -> None:
     (device,) = [each for each in HostUsb().bus.devices() if each.id == CONVERTER]
-    (tmp_path / "test_killed.py").write_text(KILLED.format(usb=CONVERTER))
-    command = [sys.executable, "-m", "pytest", "--kvm-lab", "-p", "no:cacheprovider", "test_killed.py"]
-    output = tmp_path / "output"  # no pipe: who survives pytest would hold it open
-    with output.open("w") as told:
-        ran = subprocess.run(command, cwd=tmp_path, check=False, stdout=told, stderr=told, timeout=300)
-    assert ran.returncode == -signal.SIGKILL, output.read_text()
+    with another_run(tmp_path, CONVERTER, "os.kill(os.getpid(), signal.SIGKILL)") as (run, output):
+        assert run.wait(RUN_SECONDS) == -signal.SIGKILL, output.read_text()
     assert eventually(lambda: find(CONVERTER, device.serial).drivers == {"ftdi_sio"})
     assert state(device) == ("free", "")
+
+
+def test_a_second_run_waits_for_a_dongle_and_has_it_as_soon_as_it_is_free(
+    guest: Guest, tmp_path: Path, find: Find
+) -> None:
+    guest.usb.attach(NUMBERED)
+    body = f'assert guest.succeed("{SEEN} -c 0a5e") == "1\\n"'
+    with another_run(tmp_path, NUMBERED, body, KVMLAB_WAIT="300") as (run, output):
+        assert eventually(lambda: "waiting for dongle" in output.read_text()), output.read_text()
+        assert "guest of " in output.read_text()
+        assert run.poll() is None
+        guest.usb.detach(NUMBERED)
+        assert run.wait(RUN_SECONDS) == 0, output.read_text()
+    assert state(find(DONGLE, "A1")) == ("free", "")
 
 
 VIRSH = ["virsh", "--quiet", "--connect=qemu:///system"]
@@ -179,6 +220,19 @@ def test_a_dongle_that_is_pulled_out_and_put_back_is_the_guests_again(
         f"{NUMBERED} was pulled out of the host's port {dongle.port}",
         f"{NUMBERED} started over on the host, and is in the guest again",
     ]
+
+
+@pytest.mark.kvm(usb=[NUMBERED])
+def test_a_dongle_that_is_reset_stays_in_the_guest(guest: Guest, find: Find) -> None:
+    device = find(DONGLE, "A1")
+    with Path(f"/dev/bus/usb/{device.bus:03}/{device.number:03}").open("wb") as node:
+        fcntl.ioctl(node, USBDEVFS_RESET)
+    guest.succeed(CONFIGURED_ANEW)
+    guest.succeed(RESET_IN_THE_GUEST)
+    guest.wait_until_succeeds(f"{SEEN} 0a5e")
+    guest.succeed(CONFIGURED_ANEW)
+    assert guest.usb[NUMBERED].is_plugged
+    assert state(find(DONGLE, "A1"))[0] == "leased"
 
 
 @pytest.mark.kvm(usb=[NUMBERED])
