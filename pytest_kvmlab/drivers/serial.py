@@ -101,6 +101,17 @@ class SerialConsole:
         self._spawn = _Spawn(self._reader, self._reader.end)
         return self._shell.run(command, timeout)
 
+    def run_at_once(self, command: str, *, timeout: float) -> CommandResult:
+        """Run a command of ours as `run` does, but in a copy of the shell on the line.
+
+        To start a shell takes an emulated guest a good part of the time in which it becomes a clean one.
+
+        Args:
+            command: shell text; it may use nothing that an interactive shell takes for something else.
+            timeout: as for `run`.
+        """
+        return self._shell.run(command, timeout, own_shell=False)
+
     def expect(self, pattern: str | re.Pattern[str], *, timeout: float = 30.0) -> re.Match[str]:
         """Wait until the serial line shows a pattern.
 

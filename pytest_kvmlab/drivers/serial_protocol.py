@@ -8,6 +8,7 @@ where busybox's line editor costs 23, and prompts, bracketed paste, line wrap an
 Requests are short lines. All begin with `: `, so that a shell that is not serving ignores them::
 
     : r NUMBER LENGTH 'TEXT'  run it once, or say again how it ended; with + for 'TEXT': what `a` collected
+    : e NUMBER LENGTH 'TEXT'  the same in a copy of this shell, which takes less time than a shell of its own
     : a NUMBER OFFSET 'TEXT'  collect a part of a long command
     : g NUMBER                say again how it ended
     : b NUMBER SKIP COUNT     send COUNT units of the output
@@ -43,10 +44,11 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
+from typing import Literal
 
 _FRAME = re.compile(r":[0-9a-f]{16}:?(load|[a-z]+|):")
 # Requests and their echo, the server being taught, the rest of a frame whose beginning is no longer there.
-_NOISE = re.compile(r"(.*# )?: [ragbpxq]( .*)?|.*kl_.*|( ?[0-9a-f]{2}){8,}:?|[A-Za-z0-9+/]{60,}={0,2}")
+_NOISE = re.compile(r"(.*# )?: [reagbpxq]( .*)?|.*kl_.*|( ?[0-9a-f]{2}){8,}:?|[A-Za-z0-9+/]{60,}={0,2}")
 _PAYLOAD = re.compile(r"[A-Za-z0-9+/]*={0,2}|( ?[0-9a-f]{2})*:?")
 # Colours, bracketed paste, the cursor's place (ECMA-48, 5.4), as a log shows them.
 _TERMINAL_CODE = re.compile(r"\\x1b\[[0-?]*[ -/]*[@-~]")
@@ -118,21 +120,22 @@ def escaped(command: str) -> str:
     )
 
 
-def run_request(number: int, text: str) -> list[bytes]:
+def run_request(number: int, text: str, verb: Literal["r", "e"] = "r") -> list[bytes]:
     """Write the lines that make the server run a command.
 
     Args:
         number: the command's number in this session; running a number twice runs it once.
         text: the command, `escaped`.
+        verb: how it is run.
 
     Returns:
         One line if the text is short, else its parts and the line that runs them.
     """
     if len(text) <= LINE_CHARS:
-        return [f": r {number} {len(text)} '{text}'\n".encode()]
+        return [f": {verb} {number} {len(text)} '{text}'\n".encode()]
     offsets = range(0, len(text), LINE_CHARS)
     parts = [f": a {number} {at} '{text[at : at + LINE_CHARS]}'\n".encode() for at in offsets]
-    return [*parts, f": r {number} {len(text)} +\n".encode()]
+    return [*parts, f": {verb} {number} {len(text)} +\n".encode()]
 
 
 def probe(nonce: str) -> bytes:

@@ -24,7 +24,10 @@ _kl_r() {
     _kl_n=$1 _kl_s=
     case $_kl_c in *\\*) _kl_c=$(printf '%b.' "$_kl_c"); _kl_c=${_kl_c%.} ;; esac
     # In a subshell, or dash and ash would print "Killed" into the file too.
-    (exec "${SHELL:-/bin/sh}" -c "$_kl_c" </dev/null >|"$_kl_d/$1" 2>&1)
+    case $_kl_x$_kl_v in
+      :r) (exec "${SHELL:-/bin/sh}" -c "$_kl_c" </dev/null >|"$_kl_d/$1" 2>&1) ;;
+      *) (eval "$_kl_c" </dev/null >|"$_kl_d/$1" 2>&1) ;;
+    esac
     _kl_s=$?
   fi
   _kl_g "$1"
@@ -48,7 +51,7 @@ _kl_serve() {
     _kl_q=${_kl_q#\'}
     _kl_q=${_kl_q%\'}
     case $_kl_x$_kl_v in
-      :r) _kl_r "$_kl_i" "$_kl_l" "$_kl_q" ;;
+      :[re]) _kl_r "$_kl_i" "$_kl_l" "$_kl_q" ;;
       :a) _kl_a "$_kl_i" "$_kl_l" "$_kl_q" ;;
       :g) _kl_g "$_kl_i" ;;
       :b) _kl_b "$_kl_i" "$_kl_l" "$_kl_q" ;;

@@ -5,7 +5,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers import serial_protocol as protocol
@@ -60,12 +60,13 @@ class SerialShell:
         self._heard: _Listener | None = None  # who answered last, as long as nobody typed since
         self._broken: GuestError | None = None
 
-    def run(self, command: str, timeout: float) -> CommandResult:
+    def run(self, command: str, timeout: float, *, own_shell: bool = True) -> CommandResult:
         """Run a command once, in a shell of its own with nothing on standard input.
 
         Args:
             command: what `$SHELL -c` gets, as over SSH.
             timeout: seconds for the command and the transfer of its output; finding the shell has as many.
+            own_shell: False for a copy of the shell on the line, which is there at once.
 
         Returns:
             Its output, with standard error in `stdout`, and its exit status; 128 + N if signal N ended it.
@@ -81,7 +82,8 @@ class SerialShell:
             self._serve(Deadline(timeout))
             self._number += 1
             deadline = Deadline(timeout)
-            request = protocol.run_request(self._number, protocol.escaped(command))
+            verb: Literal["r", "e"] = "r" if own_shell else "e"
+            request = protocol.run_request(self._number, protocol.escaped(command), verb)
             ended = self._ended(request, deadline) or self._give_up(command, timeout)
             output = self._output(ended, deadline)
         status = -1 if ended.exit_status is None else ended.exit_status

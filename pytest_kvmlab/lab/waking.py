@@ -32,7 +32,9 @@ def _set_clock(guest: Commands, command: str) -> None:
     """Set the clock of a guest, again if that took its time, as first commands on a busy machine do."""
     for _ in range(_ATTEMPTS):
         started = time.time()
-        result = guest.serial.run(command.format(started), timeout=guest.deadline(_STEP_SECONDS).seconds)
+        result = guest.serial.run_at_once(
+            command.format(started), timeout=guest.deadline(_STEP_SECONDS).seconds
+        )
         if not result.ok:
             raise GuestError(f"the clock of {guest.name} cannot be set: {result.stdout}", phase="clone")
         if time.time() - started < _SHARP_SECONDS:

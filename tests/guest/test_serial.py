@@ -99,6 +99,16 @@ def test_commands_do_not_share_a_shell(serial: SerialConsole) -> None:
     assert serial.run("[ $PWD != / ]").ok
 
 
+def test_a_command_that_is_run_at_once_leaves_the_shell_on_the_line_as_it_is(serial: SerialConsole) -> None:
+    result = serial.run_at_once("cd /; variable=kept; echo 'out'; echo err >&2; exit 3", timeout=20)
+    assert (result.stdout, result.exit_status) == ("out\nerr\n", 3)
+    assert serial.run_at_once("echo ${variable-lost}; [ $PWD != / ]", timeout=20).stdout == "lost\n"
+    assert serial.run_at_once("exec sh -c 'kill -9 $$'", timeout=20).exit_status == 137
+    many = " ".join(f"w{number}é" for number in range(300))
+    assert serial.run_at_once(f"echo '{many}'", timeout=20).stdout == f"{many}\n"
+    assert serial.run("cat; echo next").stdout == "next\n"
+
+
 @pytest.mark.parametrize("message", ["[   12.345678] eth0: link is up\r\n", "random: crng init done\r\n"])
 def test_kernel_messages_disturb_no_output_but_stay_in_the_log(
     shell: tuple[Terminal, SerialConsole], message: str
