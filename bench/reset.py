@@ -311,9 +311,10 @@ def measure(bench: Bench, python: Path | None) -> Iterator[Figure]:
         pooled_ssh = median(MANY, lambda: bench.after_a_test(on, ssh))
     told = f"cold boot {cold:.1f} s, {cold / pooled_ssh:.0f} times as long; without pool {to_ssh:.2f} s"
     yield Figure("seconds to the first SSH command", pooled_ssh, told, at_most=1.2)
+    yield Figure("seconds to the first serial answer, with pool", pooled)
     if python:
         peer = labgrid(FEW, bench, python)
-        told = f"{peer:.1f} s / {ours:.3f} s"
+        told = f"{peer:.1f} s / {ours:.3f} s; QEMU alone: {peer / floor:.0f}"
         yield Figure("labgrid's clean guest, over ours without pool", peer / ours, told, at_least=100)
         told = f"{peer:.1f} s / {pooled:.3f} s"
         yield Figure("labgrid's clean guest, over ours with pool", peer / pooled, told, at_least=300)

@@ -8,7 +8,7 @@ from pytest_kvmlab.lab.frozen import Rest
 
 _STEP_SECONDS = 30.0
 # A command that took longer than this may have set the clock to what it was as long ago.
-_SHARP_SECONDS, _ATTEMPTS = 0.5, 5
+_SHARP_SECONDS, _ATTEMPTS = 0.8, 5
 
 
 def go_on(guest: Commands, rest: Rest) -> None:

@@ -33,7 +33,7 @@ USER = "tester"
 BAD = ("failure", "error", "skipped")
 
 pytestmark = [
-    pytest.mark.kvm(image="debian-12-kvmhost", usb=DONGLES, boot_timeout=120),
+    pytest.mark.kvm(image="debian-12-kvmhost", vcpus=1, usb=DONGLES, boot_timeout=120),
     pytest.mark.timeout(2400),
 ]
 
@@ -73,7 +73,7 @@ def run_suite(guest: Guest, session: LabSession, name: str, tests: str, user: st
     there = session.artifacts / "proving"
     there.mkdir(parents=True, exist_ok=True)
     archive = there / f"{name}.tar"
-    guest.succeed(f"tar -C {RESULTS} -cf {RESULTS}/{name}.tar {name}*", timeout=120)
+    guest.succeed(f"cd {RESULTS} && tar -cf {name}.tar {name}*", timeout=120)
     guest.ssh.get(f"{RESULTS}/{name}.tar", archive)
     with tarfile.open(archive) as members:
         members.extractall(there, filter="data")

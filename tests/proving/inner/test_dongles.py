@@ -3,8 +3,10 @@
 import fcntl
 import os
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ DONGLE, CONVERTER, STICK = "0a5e:2110", "0403:6001", "46f4:0001"
 NUMBERED = f"{DONGLE}#A1"
 SEEN = "cat /sys/bus/usb/devices/*/idVendor | grep"
 
-RUN_SECONDS = 300.0
+RUN_SECONDS, HANDOVERS = 300.0, 20
 USBDEVFS_RESET = 0x5514  # linux/usbdevice_fs.h: _IO('U', 20)
 # To configure a device asks it for its descriptors; a driver of a controller resets what is plugged into it.
 CONFIGURED_ANEW = (
@@ -220,6 +222,25 @@ def test_a_dongle_that_is_pulled_out_and_put_back_is_the_guests_again(
         f"{NUMBERED} was pulled out of the host's port {dongle.port}",
         f"{NUMBERED} started over on the host, and is in the guest again",
     ]
+
+
+def test_no_handover_of_many_loses_a_dongle(
+    guest: Guest, find: Find, record_property: Callable[[str, object], None]
+) -> None:
+    given, back = [], []
+    for _ in range(HANDOVERS):
+        given.append(seconds(lambda: guest.usb.attach(NUMBERED)))
+        assert state(find(DONGLE, "A1"))[0] == "leased"
+        back.append(seconds(lambda: guest.usb.detach(NUMBERED)))
+        assert state(find(DONGLE, "A1")) == ("free", "")
+    record_property("seconds from the host to the guest", statistics.median(given))
+    record_property("seconds from the guest to the host", statistics.median(back))
+
+
+def seconds(act: Callable[[], object]) -> float:
+    started = time.monotonic()
+    act()
+    return time.monotonic() - started
 
 
 @pytest.mark.kvm(usb=[NUMBERED])
