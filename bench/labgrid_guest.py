@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 from labgrid import Environment
 
-PROMPT = r"root@\S*:\S*# "
+# Bash switches bracketed paste on before each prompt, which labgrid would not look past.
+PROMPT = r"(?:\x1b\[\?2004h)?root@\S*:\S*# "
 
 
 def environment(asked: dict[str, object]) -> dict[str, object]:
