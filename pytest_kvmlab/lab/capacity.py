@@ -113,7 +113,7 @@ class Capacity:
             wishes: of all guests of a lab.
             source: what they are for, for messages.
         """
-        return Dongles(self.usb, wishes, self._who(source))
+        return Dongles(self.usb, wishes, self.who(source))
 
     def dongle(self, guest: str, source: str, keys: UsbKeys) -> Lease:
         """One more dongle for a guest that runs, as soon as nobody else has it.
@@ -156,9 +156,10 @@ class Capacity:
             yield
 
     def _claim(self, source: str, holder: str, amount: int, limit: int) -> Claim:
-        return Claim(self._who(source), holder, amount, limit, time.time())
+        return Claim(self.who(source), holder, amount, limit, time.time())
 
-    def _who(self, source: str) -> str:
+    def who(self, source: str) -> str:
+        """Name who has something, as a reader of another run knows it."""
         return f"{source} (run {self.run}, {self.worker}, process {os.getpid()})"
 
     def _make_room(self, claim: Claim, ledger: Ledger, make_room: Callable[[], None]) -> None:

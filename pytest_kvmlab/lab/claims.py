@@ -244,6 +244,12 @@ class Entry:
         """Tell that it does not come back before its holder has what it waits for."""
         self._belong_to(self._holder)
 
+    def rename(self, who: str) -> None:
+        """Tell others that it is for something else now."""
+        with self._ledger.claims():
+            self.claim = replace(self.claim, who=who)
+            self._write()
+
     def _belong_to(self, holder: str) -> None:
         with self._ledger.claims():
             self.claim = replace(self.claim, holder=holder)

@@ -70,6 +70,7 @@ class Cloning:
         if waiting:
             undo.push(waiting.undo)
             up = waiting.clones
+            self.stage.hand_over(up, wanted.source)
         else:
             up = self._started_or_refused(key, wanted, template, undo)
         self._show(up)

@@ -170,19 +170,25 @@ class HostUsb:
         return self.folder / f"{_PREFIX}-{port}.lock"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Supply:
     """The dongles of this machine that one guest has, and may have.
 
     Attributes:
         bus: where they are plugged in.
         leases: those that it has from the start, by what it asked for.
-        more: gets another one, as soon as nobody else has it.
+        get: gets another one for a source, as soon as nobody else has it.
+        source: what the guest is for just now, as others are told.
     """
 
     bus: HostBus
     leases: Mapping[UsbKeys, Lease]
-    more: Callable[[UsbKeys], Lease]
+    get: Callable[[str, UsbKeys], Lease]
+    source: str
+
+    def more(self, keys: UsbKeys) -> Lease:
+        """Another dongle, as soon as nobody else has it."""
+        return self.get(self.source, keys)
 
 
 class Dongles:

@@ -38,6 +38,10 @@ class GuestUsb(Mapping[str, Dongle]):
         """What belongs to the guest, plugged in or not."""
         return tuple(self._ports.dongles)
 
+    def serve(self, source: str) -> None:
+        """Tell others who want a dongle of this guest that it is this test's."""
+        self._supply.source = source
+
     def attach(
         self, device: str | Mapping[str, Any] | VirtualUsbDevice, *, timeout: float = WAIT_SECONDS
     ) -> Dongle:

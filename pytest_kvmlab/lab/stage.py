@@ -101,6 +101,17 @@ class Stage:
         ]
         return Together(made, wiring, memory)
 
+    def hand_over(self, up: Together, source: str) -> None:
+        """Let guests that waited be those of who uses them from now on, whatever else they take.
+
+        Args:
+            up: the guests.
+            source: what they are for, as others are told.
+        """
+        up.memory.rename(self.capacity.who(source))
+        for guest in up.guests.values():
+            guest.usb.serve(source)
+
     def alone(self, asked: Asked, parts: PartsFor, undo: ExitStack) -> Guest:
         """Put one guest together that is of no lab, and has to have its memory at once."""
         undo.enter_context(self.capacity.memory(asked.spec.memory, asked.source, at_once=True))
@@ -115,8 +126,8 @@ class Stage:
             folder = self.assembly.new_folder(asked.name)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             parts = parts_for(asked, folder)
-            more = partial(self.capacity.dongle, asked.name, asked.source)
-            dongles = Supply(self.capacity.usb.bus, leases, more)
+            get = partial(self.capacity.dongle, asked.name)
+            dongles = Supply(self.capacity.usb.bus, leases, get, asked.source)
             guest = self.assembly.guest(asked, wiring, folder, parts, dongles)
             undo.callback(guest.close)
             yield Made(guest, parts, undo)

@@ -12,6 +12,7 @@ from pytest_kvmlab import Guest
 from pytest_kvmlab.drivers.libvirt import Domain
 from pytest_kvmlab.errors import HostError
 from pytest_kvmlab.lab import freezing, templates
+from pytest_kvmlab.lab.claims import Ledger
 from pytest_kvmlab.lab.frozen import Frozen
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.spec.options import Reset
@@ -205,6 +206,22 @@ def test_what_was_started_ahead_of_time_makes_room_for_others(launcher: Launcher
             own._cloning.pool._next[0].result()
         with up(own, "large", "249MiB") as large:
             assert frozen(large).state.exists()
+
+
+def test_others_are_told_for_which_test_a_clone_is_that_waited(launcher: Launcher, tmp_path: Path) -> None:
+    capacity = replace(launcher.capacity, folder=tmp_path / "claims")
+    with own_launcher(replace_capacity(launcher, capacity), pool=1) as own:
+        for test in ("first", "second"):
+            with up(own, test, "199MiB"):
+                next_one(own)
+                assert holders(capacity.folder) == {test, "the pool of clones"}
+
+
+def holders(folder: Path) -> set[str]:
+    """For what there are claims on memory."""
+    (memory,) = folder.glob("memory-*")
+    with Ledger(memory).claims() as claims:
+        return {claim.who.partition(" (run ")[0] for claim in claims}
 
 
 def replace_capacity(launcher: Launcher, capacity: object) -> Launcher:

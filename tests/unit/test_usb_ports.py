@@ -67,14 +67,14 @@ class Bench:
         self.notes: list[str] = []
         self.domain = FakeDomain(host)
         self.ports = UsbPorts("web", folder, self._note)
-        self.dongle = HostDongle(self.ports, KEYS, Supply(host.usb.bus, {}, self._lease))
+        self.dongle = HostDongle(self.ports, KEYS, Supply(host.usb.bus, {}, self._lease, "a test"))
         self.ports.dongles.append(self.dongle)
         self.ports.first.append(self.dongle)
 
     def _note(self, what: str, outcome: str) -> None:
         self.notes.append(f"{what} {outcome}".strip())
 
-    def _lease(self, _keys: UsbKeys) -> Lease:
+    def _lease(self, _source: str, _keys: UsbKeys) -> Lease:
         return self.host.lease(self.device, "web")
 
     def on(self) -> None:
