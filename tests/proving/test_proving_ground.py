@@ -154,7 +154,7 @@ def test_by_a_user(by_user: Outcomes, test: str) -> None:
 
 
 def test_the_artifacts_of_the_inner_tests_come_home(by_root: Outcomes) -> None:
-    (console,) = by_root.artifacts.glob("*bridge_of_the_host*/server/console.log")
+    (console,) = by_root.artifacts.glob("*bridge_of_the_host*/server-*/console.log")
     assert "micro: ready" in console.read_text(errors="replace")
 
 
