@@ -215,6 +215,8 @@ class ConsoleReader:
         Raises:
             GuestError: the line was closed, or the guest took too long.
         """
+        if self._line.fileno() < 0:
+            raise self._failed("the guest's serial line is closed")
         poll = select.poll()
         poll.register(self._line, select.POLLOUT)
         try:

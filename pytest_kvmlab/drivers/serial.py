@@ -12,7 +12,8 @@ from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers import serial_protocol as protocol
 from pytest_kvmlab.drivers.command import CommandResult
 from pytest_kvmlab.drivers.console_log import KEPT_BYTES, ConsoleReader, printable
-from pytest_kvmlab.drivers.serial_shell import LOGIN_PROMPT, SerialShell, Session
+from pytest_kvmlab.drivers.serial_login import SerialLogin
+from pytest_kvmlab.drivers.serial_shell import SerialShell, Session
 from pytest_kvmlab.errors import GuestError, SerialMismatch
 
 if TYPE_CHECKING:
@@ -23,18 +24,6 @@ else:
 _SEND_SECONDS = 10.0
 _SHOWN_LINES = 20
 _LOOKED_THROUGH_LINES = 2000
-_LOGIN_PAUSE_SECONDS = 1.0
-# busybox asks for the password first, and switches the terminal's echo off then.
-_ECHO_OFF_SECONDS = 0.3
-# PAM and busybox sit still for 3 s after a wrong password; what is typed then would be the next user's name.
-_LOGIN_DELAY_PAUSES = 4
-_LOGIN_STEPS = {
-    "login": LOGIN_PROMPT,
-    "password": r"[Pp]assword: *$",
-    "refused": r"[Ll]ogin incorrect|[Aa]uthentication failure",
-    # What may be a shell's prompt is asked at once; what looks otherwise, after a silence.
-    "prompt": r"[#$%>] (?:\x1b\[[0-9;?]*[A-Za-z])*$",
-}
 
 
 class _Spawn(_TextSpawn):
@@ -181,43 +170,8 @@ class SerialConsole:
         Raises:
             GuestError: the login was refused, a password is missing, or no login prompt and no shell came.
         """
-        deadline = Deadline(timeout)
         self._shell.leave()
-        answers = {"login": [user], "password": [] if password is None else [password]}
-        named, silent = False, 0
-        while not deadline.passed:
-            step = self._login_step(deadline)
-            silent = silent + 1 if step == "nothing" else 0
-            if step == "prompt" and self._shell.answers(_pause(deadline)):
-                return
-            if step == "nothing" and self._shell_came(user if named else "", silent, deadline):
-                return
-            if step in answers and (named or step == "login"):
-                self._login_answer(user, step, answers, deadline)
-                named = True
-            elif step == "password":
-                self.sendline()  # something else was typed as a name: back to the login prompt
-            elif step == "refused" and named:
-                raise self._login_failed(user, "was refused")
-        raise self._login_failed(user, f"did not lead to a shell within {timeout:g} s")
-
-    def _login_answer(self, user: str, step: str, answers: dict[str, list[str]], deadline: Deadline) -> None:
-        """Give each answer once: a prompt that comes again says that the first answer was wrong."""
-        if not answers[step]:
-            raise self._login_failed(
-                user, f"was refused: it asked for a {step} once more than there is one to give"
-            )
-        answer = answers[step].pop()
-        if step == "password":
-            self._wait_for_silence(deadline)
-            self._reader.hide_echo(answer.encode())
-        self.sendline(answer)
-
-    def _wait_for_silence(self, deadline: Deadline) -> None:
-        data, position = b"a prompt", self._reader.end
-        while data and not deadline.passed:
-            pause = Deadline(min(_ECHO_OFF_SECONDS, deadline.remaining))
-            data, position = self._reader.read(position, pause)
+        SerialLogin(user, password, self._reader, self._spawn, self._shell).until_a_shell(Deadline(timeout))
 
     def forget(self) -> None:
         """Forget what is known of the guest's shell: call it after a reboot, a reset or a revert."""
@@ -238,37 +192,6 @@ class SerialConsole:
             self._shell.leave(timeout=1.0)
         self._reader.close()
 
-    def _login_step(self, deadline: Deadline) -> str:
-        """Wait for the next thing that a login can show."""
-        wait = min(_LOGIN_PAUSE_SECONDS, deadline.remaining)
-        outcome = self._spawn.expect([*_LOGIN_STEPS.values(), pexpect.TIMEOUT, pexpect.EOF], timeout=wait)
-        if self._reader.ended:
-            raise GuestError(
-                "the serial line ended during a login",
-                "the guest went down: see its console log",
-                phase="serial",
-                looked_at=self._reader.tail(_SHOWN_LINES),
-            )
-        return list(_LOGIN_STEPS)[outcome] if outcome < len(_LOGIN_STEPS) else "nothing"
-
-    def _shell_came(self, user: str, silent: int, deadline: Deadline) -> bool:
-        """Ask for a shell, but not while a login still thinks about what it was told."""
-        shown = self._spawn.before if isinstance(self._spawn.before, str) else ""
-        thinking = user and not shown.replace(user, "", 1).strip() and silent < _LOGIN_DELAY_PAUSES
-        return not thinking and self._shell.answers(_pause(deadline))
-
-    def _login_failed(self, user: str, why: str) -> GuestError:
-        return GuestError(
-            f"the login of {user!r} on the serial line {why}",
-            "check `login` of the image",
-            phase="serial",
-            looked_at=self._reader.tail(_SHOWN_LINES),
-        )
-
     def _unmatched(self) -> list[str]:
         seen = self._spawn.before if isinstance(self._spawn.before, str) else ""
         return [printable(line.encode()) for line in seen.splitlines()[-_SHOWN_LINES:]]
-
-
-def _pause(deadline: Deadline) -> Deadline:
-    return Deadline(min(_LOGIN_PAUSE_SECONDS, deadline.remaining))

@@ -126,6 +126,11 @@ class SerialShell:
             self._heard = self._who(deadline)
             return self._heard is not None
 
+    @property
+    def at_login(self) -> bool:
+        """Whether a login prompt is the last that the line shows."""
+        return bool(re.search(LOGIN_PROMPT, "".join(self._reader.tail(1))))
+
     # --- the line -------------------------------------------------------------------------------------------
 
     def _send(self, request: bytes, deadline: Deadline) -> None:
@@ -167,12 +172,15 @@ class SerialShell:
             raise self._broken
         if self._serving:
             return
+        since = self._reader.end
         for pause in _pauses(deadline):
             self._check_logged_in()  # before anything is typed there as a user's name
             listener, self._heard = self._heard or self._who(pause), None
             if listener and self._enter(listener, deadline):
                 self._serving = True
                 return
+        if self._login_prompts(since):  # its prompt came later than what was typed there
+            raise self._not_logged_in()
         raise self._failed(
             f"no shell answered on the serial line within {deadline.seconds:g} s",
             "does another program read there, or has the guest not started a shell on its serial port?",
@@ -213,14 +221,18 @@ class SerialShell:
         self._session = session
         return found is not None
 
-    def _at_login(self) -> bool:
-        return bool(re.search(LOGIN_PROMPT, "".join(self._reader.tail(1))))
+    def _login_prompts(self, since: int) -> bool:
+        shown, _ = self._reader.read(since, Deadline(0))
+        return bool(re.search(LOGIN_PROMPT.removesuffix("$"), shown.decode("utf-8", "replace")))
 
     def _check_logged_in(self) -> None:
-        if self._at_login():
-            raise self._failed(
-                "the serial line shows a login prompt", "log in first: serial.login(user, password)"
-            )
+        if self.at_login:
+            raise self._not_logged_in()
+
+    def _not_logged_in(self) -> GuestError:
+        return self._failed(
+            "the serial line shows a login prompt", "log in first: serial.login(user, password)"
+        )
 
     # --- one command ----------------------------------------------------------------------------------------
 

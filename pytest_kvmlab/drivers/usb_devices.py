@@ -38,7 +38,7 @@ class HostDevice:
         serial: its serial number, if it has one.
         label: what it calls itself.
         bus: the number of its bus.
-        number: its number there, another one each time that it is plugged in or starts over.
+        number: its number there, another one each time that it is plugged in; 0 while it is being reset.
         kind: its class; 0 leaves that to its interfaces.
         interfaces: its functions.
     """
@@ -56,6 +56,14 @@ class HostDevice:
     def is_hub(self) -> bool:
         """Whether others are plugged in there."""
         return self.kind == _HUB
+
+    @property
+    def is_starting_over(self) -> bool:
+        """Whether it is being reset: it has no node then, and nobody can tell who has it.
+
+        The kernel takes its number away for as long (linux: drivers/usb/core/hub.c, hub_port_reset).
+        """
+        return self.number == 0
 
     @property
     def drivers(self) -> frozenset[str]:
@@ -245,4 +253,9 @@ def _text(file: Path) -> str:
             said = content.read(_LONGEST_TEXT).decode(errors="replace")
     except OSError:
         return ""
+    return as_shown(said)
+
+
+def as_shown(said: str) -> str:
+    """What a device says of itself, as one line without what would disturb a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in said.strip())

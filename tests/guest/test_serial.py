@@ -190,6 +190,49 @@ def test_a_login_prompt_is_named_as_the_reason(tmp_path: Path) -> None:
             serial.run("true", timeout=5)
 
 
+def test_a_login_prompt_that_comes_late_is_named_too(tmp_path: Path) -> None:
+    with (
+        terminal(("dash", "-c", "sleep 2; printf 'guest login: '; sleep 60"), tmp_path) as (_, serial),
+        pytest.raises(GuestError, match="shows a login prompt"),
+    ):
+        serial.run("true", timeout=4)
+
+
+# It takes what was typed before its prompt for a name and a password, and thinks about it for $1 seconds.
+SLOW_GETTY = """
+sleep 2.5
+while printf '\nguest login: '; read -r name; do
+    printf 'Password: '; stty -echo; read -r word; stty echo; echo
+    [ "$name $word" = "tester tops3cret" ] && exec dash -i
+    sleep $1; echo 'Login incorrect'
+done
+"""
+
+
+@pytest.mark.parametrize("thinks", [1, 3, 6])
+def test_a_slow_getty_refuses_the_question_for_a_shell_and_then_lets_the_user_in(
+    tmp_path: Path, thinks: int
+) -> None:
+    with terminal(("dash", "-c", SLOW_GETTY, "getty", str(thinks)), tmp_path) as (_, serial):
+        serial.login("tester", "tops3cret", timeout=60)
+        assert serial.run("echo $name").stdout == "\n"
+        assert "Login incorrect" in serial.log
+
+
+def test_a_login_prompt_that_was_expected_is_answered_at_once(tmp_path: Path) -> None:
+    with terminal(("dash", "-c", SLOW_GETTY, "getty", "3"), tmp_path) as (_, serial):
+        serial.expect("login: ", timeout=10)
+        serial.login("tester", "tops3cret", timeout=10)
+        assert "incorrect" not in serial.log
+
+
+def test_a_slow_getty_that_refuses_the_user_is_told_from_one_that_refuses_a_question(tmp_path: Path) -> None:
+    with terminal(("dash", "-c", SLOW_GETTY, "getty", "3"), tmp_path) as (_, serial):
+        with pytest.raises(GuestError, match="login of 'tester' on the serial line was refused"):
+            serial.login("tester", "wrong", timeout=60)
+        assert re.search(r"login: tester\s+Password:\s+Login incorrect\s*(\nguest login: )?$", serial.log)
+
+
 @pytest.mark.parametrize("echo", ["stty -echo", "sleep 0.1; stty -echo", "true"])
 def test_a_password_is_not_in_the_log_however_slow_the_guest_is_to_hide_it(tmp_path: Path, echo: str) -> None:
     name = "printf 'guest login: '; read -r name"

@@ -62,6 +62,7 @@ def test_a_login_is_refused_or_leads_to_a_shell(serial: SerialConsole) -> None:
     assert serial.run(SETUP).exit_status == 0
     serial.login("root")  # a shell is there already: nothing is done
     serial.sendline("exec busybox getty 115200 ttyS0 vt100")
+    serial.expect("login: ", timeout=30)
     with pytest.raises(GuestError, match="login of 'tester' on the serial line was refused"):
         serial.login("tester", "wrong")
     with pytest.raises(GuestError, match="shows a login prompt"):

@@ -155,6 +155,13 @@ def test_the_end_of_the_line_ends_the_waiting(tmp_path: Path) -> None:
             reader.write(b"?", Deadline(1))
 
 
+def test_nothing_is_written_to_a_line_that_we_closed(tmp_path: Path) -> None:
+    with reading(tmp_path) as (_, reader):
+        reader.close()
+        with pytest.raises(GuestError, match="serial line is closed"):
+            reader.write(b"?", Deadline(1))
+
+
 def test_a_guest_that_does_not_read_does_not_hold_the_writer(tmp_path: Path) -> None:
     with reading(tmp_path) as (_, reader), pytest.raises(GuestError, match="does not read its serial line"):
         reader.write(b"x" * 10_000_000, Deadline(0.2))
