@@ -23,6 +23,8 @@ from pytest_kvmlab.keeper.run_folder import make_private
 from pytest_kvmlab.lab.waits import until
 
 _EVERY_SECONDS = 0.1
+# It is held for milliseconds, unless its holder was stopped just then (Ctrl-Z, a debugger).
+_STILL_SECONDS, _LOCK_EVERY_SECONDS = 60.0, 0.005
 _SUFFIX = ".claim"
 
 State = Literal["waiting", "blocked", "held", "kept"]
@@ -125,11 +127,14 @@ class Ledger:
         """All living claims, oldest first; none comes, goes or changes as long as the context lasts.
 
         Raises:
-            HostError: the folder cannot be used, or is not this user's alone.
+            HostError: the folder cannot be used, or is not this user's alone; or a process that looks at the
+                claims does not go on.
         """
         descriptor = self._open()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            patience = Deadline(_STILL_SECONDS)
+            if not until(lambda: None if _locked(descriptor) else True, patience, every=_LOCK_EVERY_SECONDS):
+                raise self._stands_still(descriptor)
             files = sorted(self.folder.glob(f"*{_SUFFIX}"))
             yield [claim for file in files if (claim := _living(file)) and not self._is_over(claim)]
         finally:
@@ -150,6 +155,13 @@ class Ledger:
     def _is_over(self, claim: Claim) -> bool:
         return claim.state == "held" and time.time() - claim.since > self.lasts
 
+    def _stands_still(self, descriptor: int) -> HostError:
+        holders = ", ".join(f"process {process}" for process in _lockers(descriptor)) or "a process"
+        return HostError(
+            f"{holders} has held {self.folder} for {_STILL_SECONDS:g} s, and all runs wait for it",
+            "is it stopped? let it go on, or end it",
+        )
+
     def _open(self) -> int:
         try:
             obstacle = make_private(self.folder.parent) or make_private(self.folder)
@@ -162,6 +174,13 @@ class Ledger:
                 "remove it, or have its owner do that",
             )
         return descriptor
+
+
+def _lockers(descriptor: int) -> list[str]:
+    """The processes that have a lock on a file: proc_locks(5)."""
+    inode = f":{os.fstat(descriptor).st_ino}"
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [words[4] for words in locks if words[1] == "FLOCK" and words[5].endswith(inode)]
 
 
 class Entry:
@@ -284,6 +303,7 @@ def _living(file: Path) -> Claim | None:
 
 
 def _locked(descriptor: int) -> bool:
+    """Whether somebody else has the lock; else it is held here from now on."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -26,6 +26,7 @@ _PREFIX = "kvmlab-usb"
 _LONGEST_RECORD = 4096
 # As long as a run that was killed takes to end, and its QEMU with it.
 _SECONDS_TO_END = 10.0
+_STARTS_OVER = "whoever has it start over just now"
 
 
 def leases_folder() -> Path:
@@ -135,7 +136,7 @@ class HostUsb:
         """Why no guest of this user can ever have a device; empty if one can."""
         if needed := self.bus.needed(device):
             return needed
-        if not self.bus.is_accessible(device):
+        if not device.is_starting_over and not self.bus.is_accessible(device):
             return f"this user may not use {self.bus.node(device)}: kvmlab doctor tells the udev rule"
         return ""
 
@@ -145,6 +146,8 @@ class HostUsb:
             return DongleState("refused", why)
         if holder := self.holder(device):
             return DongleState("leased", str(holder))
+        if device.is_starting_over:
+            return DongleState("held", _STARTS_OVER)
         stranger = self.bus.holder(device)
         return DongleState("held", stranger) if stranger else DongleState("free")
 
@@ -186,6 +189,11 @@ class Supply:
     get: Callable[[str, UsbKeys], Lease]
     source: str
 
+    def first(self, keys: UsbKeys) -> Lease:
+        """The dongle that was asked for from the start, or another one if that was given away."""
+        lease = self.leases.get(keys)
+        return lease if lease and lease.is_held else self.more(keys)
+
     def more(self, keys: UsbKeys) -> Lease:
         """Another dongle, as soon as nobody else has it."""
         return self.get(self.source, keys)
@@ -210,7 +218,7 @@ class Dongles:
         self._usb = usb
         self._wishes = wishes
         self._who = who
-        self._strangers = Deadline(_SECONDS_TO_END)
+        self._strangers: dict[tuple[str, str], Deadline] = {}
 
     def take(self) -> bool:
         """Try to take all.
@@ -224,6 +232,7 @@ class Dongles:
         candidates = self._candidates()
         with self._usb.looking() as may_look, contextlib.ExitStack() as undo:
             if not may_look:
+                self.obstacle = f"{self._asked()}: another process looks who has which, and does not end"
                 return False
             undo.callback(self.give_back)
             for wish, devices in candidates:
@@ -278,6 +287,9 @@ class Dongles:
         taken = {lease.device.port for lease in self.leases}
         told = []
         for device in (device for device in devices if device.port not in taken):
+            if device.is_starting_over:
+                told.append(f"{device.port} is held by {_STARTS_OVER}")
+                continue
             leased = self._usb.lease(wish, device, f"{wish.guest} of {self._who}")
             if isinstance(leased, Holder):
                 told.append(f"{device.port} is held by {leased}")
@@ -292,7 +304,8 @@ class Dongles:
 
     def _refuse_to_wait_for(self, stranger: str, wish: Wish, device: HostDevice) -> None:
         """A program that is none of ours keeps what it has; one of a run that was killed ends soon."""
-        if self._strangers.passed:
+        patience = self._strangers.setdefault((device.port, stranger), Deadline(_SECONDS_TO_END))
+        if patience.passed:
             raise UsbError(
                 f"{wish.keys.text}, which {wish.guest} asks for, is held by {stranger}, which keeps it",
                 "end that program, or use another dongle",
@@ -382,8 +395,10 @@ def _read(descriptor: int) -> Holder:
     try:
         record = json.loads(os.pread(descriptor, _LONGEST_RECORD, 0))
         who = "".join(letter if letter.isprintable() else "?" for letter in str(record["who"]))
-        return Holder(who, float(record["since"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+        since = float(record["since"])
+        time.localtime(since)  # also of what no clock shows
+        return Holder(who, since)
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
         return Holder("somebody who did not write down a name", time.time())
 
 

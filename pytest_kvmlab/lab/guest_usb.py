@@ -59,10 +59,8 @@ class GuestUsb(Mapping[str, Dongle]):
             UsbError: it is not there, somebody else has it, or the guest does not see it.
             GuestError: the guest is off.
         """
-        domain = self._ports.domain
+        _ = self._ports.domain  # no dongle is leased for a guest that is off
         dongle = self._made(device)
-        if dongle.name in self:
-            raise ConfigError(f"{domain.name} has a USB device called {dongle.name!r} already")
         self._ports.add(dongle)
         prove_plugged(self._guest, self._guest.deadline(timeout))
         return dongle
@@ -103,10 +101,16 @@ class GuestUsb(Mapping[str, Dongle]):
     def _made(self, device: str | Mapping[str, Any] | VirtualUsbDevice) -> Dongle:
         if isinstance(device, VirtualUsbDevice):
             name = f"{device.identity}#{device.serial}" if device.serial else device.identity
+            self._refuse_second(name)
             return VirtualDongle(self._ports, name, device, plugged=True)
         keys = validate(GuestKeys, {"usb": [device]}, source=f"usb.attach of {self._guest.name}").usb
         assert keys  # noqa: S101  one was given
+        self._refuse_second(keys[0].called)  # before a dongle is leased that nobody would give back
         return self._described(keys[0])
+
+    def _refuse_second(self, name: str) -> None:
+        if name in self:
+            raise ConfigError(f"{self._guest.name} has a USB device called {name!r} already")
 
     def _described(self, keys: UsbKeys) -> Dongle:
         if keys.virtual is None:

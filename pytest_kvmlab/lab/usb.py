@@ -112,6 +112,7 @@ class UsbPorts:
         """Let something belong into the ports, and plug it in."""
         with self._lock, ExitStack() as undo:
             undo.callback(dongle.leave)
+            undo.callback(dongle.unseat)
             dongle.seat()
             self.dongles.append(dongle)
             undo.pop_all()
@@ -253,7 +254,7 @@ class HostDongle(Dongle):
     """
 
     def __init__(self, ports: UsbPorts, keys: UsbKeys, supply: Supply) -> None:
-        lease = supply.leases.get(keys) or supply.more(keys)
+        lease = supply.first(keys)
         super().__init__(ports, keys.called, keys.id, lease.device.serial)
         self.lease = lease
         self._bus = supply.bus
@@ -283,7 +284,9 @@ class HostDongle(Dongle):
         """Give it to the guest."""
         with self._ports.locked():
             if self._given is None:
-                self._give(self._plugged_into_host())
+                device = self._plugged_into_host()
+                self._give(device)
+                self._given = device
 
     def unplug(self) -> None:
         """Take it from the guest, and give it back to the host's kernel."""
@@ -326,22 +329,24 @@ class HostDongle(Dongle):
 
         QEMU itself notices only when it has something to tell the device (hw/usb/host-libusb.c).
         """
-        if self._given is None:
-            return
         now = self._bus.at(self.port)
+        # A reset, which guests do, too, is no reason to take it away.
+        if self._given is None or (now and now.is_starting_over):
+            return
         if now is None:
             self._say(f"{self.name} was pulled out of the host's port {self.port}")
             self._take()
         elif not now.is_same(self._given):
             self._say(f"{now.id} is in the host's port {self.port} in place of {self.name}")
             self._take()
-        elif now.number != self._given.number:
+        elif now.number != self._given.number or not self._inside:
             self._replace(now)
 
     def _replace(self, now: HostDevice) -> None:
         try:
             self._take()
             self._give(now)
+            self._given = now
         except (HostError, UsbError) as error:
             self._say(f"{self.name} is back, but not in the guest", error.message)
         else:
@@ -355,6 +360,7 @@ class HostDongle(Dongle):
             self._ports.note(what, outcome)
 
     def _plugged_into_host(self) -> HostDevice:
+        until(lambda: None if self._is_starting_over() else True, Deadline(_BACK_SECONDS))
         device = self._bus.at(self.port)
         if not self.lease.device.is_same(device) or device is None:
             raise UsbError(
@@ -364,12 +370,33 @@ class HostDongle(Dongle):
             )
         return device
 
+    def _is_starting_over(self) -> bool:
+        now = self._bus.at(self.port)
+        return now is not None and now.is_starting_over
+
     def _give(self, device: HostDevice) -> None:
-        domain, planned = self._ports.domain, passed_device(self.number, device.bus, device.number)
+        self._see_free(device)
+        planned = passed_device(self.number, device.bus, device.number)
         borrow(self._ports.folder, device.port)
-        domain.attach(usb_xml(planned), self.name)
-        self._given, self._inside = device, True
-        if f"ID: {planned.alias}" not in domain.monitor("info usb"):
+        with ExitStack() as undo:
+            self._ports.domain.attach(usb_xml(planned), self.name)
+            self._inside = True
+            undo.callback(self._take)
+            self._see_inside(planned.alias)
+            undo.pop_all()
+
+    def _see_free(self, device: HostDevice) -> None:
+        """See that nobody else has come to use it since it was leased, or was last in the guest."""
+        if needed := self._bus.needed(device):
+            raise UsbError(f"{self.name} is not given to {self._ports.name}: {needed}")
+        if not until(lambda: None if self._bus.holder(device) else True, Deadline(_BACK_SECONDS)):
+            raise UsbError(
+                f"{self.name} is held by {self._bus.holder(device) or 'a program that ended just now'}",
+                "end that program, or use another dongle",
+            )
+
+    def _see_inside(self, alias: str) -> None:
+        if f"ID: {alias}" not in self._ports.domain.monitor("info usb"):
             raise UsbError(f"QEMU took {self.name}, but does not show it to {self._ports.name}")
         now = self._bus.at(self.port)
         if now and now.drivers:
@@ -401,7 +428,7 @@ class HostDongle(Dongle):
         now, before = self._bus.at(self.port), self.lease.device
         if now is None or not now.is_same(before):
             return True  # pulled out meanwhile
-        if self._bus.holder(now):
+        if now.is_starting_over or self._bus.holder(now):
             return None
         if before.drivers <= now.drivers:
             return True

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.drivers.usb_devices import as_shown
 from pytest_kvmlab.errors import UsbError
 from pytest_kvmlab.lab.commands import Commands
 from pytest_kvmlab.lab.usb import Dongle
@@ -91,7 +92,7 @@ def _asked(guest: Commands, deadline: Deadline) -> Seen | None:
     if not answer.ok:
         return None
     lines = [line.partition(" ") for line in answer.stdout.splitlines()]
-    return [(kind, serial.strip()) for kind, _, serial in lines]
+    return [(kind, as_shown(serial)) for kind, _, serial in lines]
 
 
 def _missing(dongles: Collection[Dongle], seen: Seen) -> list[Dongle]:

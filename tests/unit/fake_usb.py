@@ -2,6 +2,8 @@
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +59,17 @@ class FakeHost:
         device = self.usb.bus.at(port)
         assert device
         return device
+
+    @contextmanager
+    def reset(self, port: str) -> Iterator[None]:
+        """Let a device be in the midst of a reset as long as the context lasts: it has no number then."""
+        files = [self._tree(port) / name for name in ("devnum", "uevent")]
+        texts = [file.read_text() for file in files]
+        files[0].write_text("0\n")
+        files[1].write_text("DEVNAME=bus/usb/001/000\nDEVTYPE=usb_device\n")
+        yield
+        for file, text in zip(files, texts, strict=True):
+            file.write_text(text)
 
     def bind(self, port: str, driver: str | None) -> None:
         """Give the interface of a device to a driver of the kernel."""

@@ -343,3 +343,16 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "memory-1").chmod(0o777)
     with pytest.raises(HostError, match="others may write to it"), capacity(tmp_path).memory(1, "a test"):
         pytest.fail("it was used")
+
+
+def test_a_process_that_was_stopped_while_it_looked_at_the_claims_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_kvmlab.lab.claims._STILL_SECONDS", 0.2)
+    ledger = Ledger(tmp_path / "of-a-user" / "memory")
+    with ledger.claims():
+        told = rf"process {os.getpid()} has held .*memory for 0\.2 s, and all runs wait for it"
+        with pytest.raises(HostError, match=told), ledger.claims():
+            pass
+    with ledger.claims() as claims:
+        assert claims == []

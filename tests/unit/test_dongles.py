@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvmlab.errors import UsbError
-from pytest_kvmlab.lab.dongles import Dongles, Holder, Wish, leases_folder
+from pytest_kvmlab.lab.dongles import Dongles, DongleState, Holder, Wish, leases_folder
 from pytest_kvmlab.spec.usb import UsbKeys
 from tests.unit.fake_usb import ID, FakeHost
 from tests.unit.test_capacity import Claimant, Start
@@ -132,6 +133,40 @@ def test_a_dongle_of_another_program_is_never_taken(host: FakeHost, monkeypatch:
     assert mine.take()
 
 
+def test_who_has_waited_for_long_gives_a_killed_run_time_to_end(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = host.plug("1-1")
+    monkeypatch.setattr("pytest_kvmlab.lab.dongles._SECONDS_TO_END", 0.2)
+    mine, lease = dongles(host, ID), host.lease(device, "another run")
+    time.sleep(0.3)
+    assert not mine.take()
+    with program_with(host.usb.bus.node(device)):  # its QEMU, which outlives it for a moment
+        lease.release()
+        assert not mine.take()
+    assert mine.take()
+
+
+def test_who_looks_and_does_not_end_is_the_reason_why_others_wait(host: FakeHost) -> None:
+    host.plug("1-1")
+    mine = dongles(host, ID)
+    with host.usb.looking() as may_look:
+        assert may_look
+        assert not mine.take()
+    assert mine.obstacle == f"{ID}: another process looks who has which, and does not end"
+
+
+def test_a_dongle_that_is_being_reset_is_waited_for(host: FakeHost) -> None:
+    host.plug("1-1")
+    mine = dongles(host, ID)
+    with host.reset("1-1"):
+        assert not mine.take()
+        assert mine.obstacle == f"{ID}: 1-1 is held by whoever has it start over just now"
+        (device,) = (each for each in host.usb.bus.devices() if each.id == ID)
+        assert host.usb.state(device) == DongleState("held", "whoever has it start over just now")
+    assert mine.take()
+
+
 def test_a_second_lab_waits_for_the_dongle_and_then_gets_it(host: FakeHost, start: Start) -> None:
     host.plug("1-1")
     first, second = start("gw0"), start("gw1")
@@ -205,6 +240,9 @@ def test_leases_are_open_to_every_user_and_hold_nothing_of_a_stranger(host: Fake
     holder = host.usb.holder(device)
     assert holder
     assert holder.who == "somebody who did not write down a name"
+    for since in ("1e30", "1" * 400, "NaN", "Infinity"):
+        lease.file.write_text(f'{{"who": "somebody", "since": {since}}}')
+        assert str(host.usb.holder(device)).startswith("somebody who did not write down a name since")
     lease.file.write_text('{"who": "a\\u001b[2J", "since": 0}')
     assert isinstance(again := host.usb.holder(device), Holder)
     assert again.who == "a?[2J"

@@ -5,6 +5,7 @@ libvirt is a stand-in here, because the machine of a test run need not have a do
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,42 @@ def test_a_device_that_started_over_is_given_to_the_guest_again_and_written_down
     assert bench.dongle.is_plugged
 
 
+def test_a_device_that_is_being_reset_stays_in_the_guest(bench: Bench) -> None:
+    bench.on()
+    before = dict(bench.domain.devices)
+    with bench.host.reset("1-1"):
+        until(lambda: None, Deadline(0.2))  # ten looks
+        assert bench.domain.devices == before
+    assert bench.dongle.is_plugged
+    assert bench.notes == []
+
+
+def test_a_device_that_is_being_reset_is_given_when_it_has_a_number_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usb, "_BACK_SECONDS", 10.0)
+    with ThreadPoolExecutor() as threads:
+        with bench.host.reset("1-1"):
+            on = threads.submit(bench.on)
+            until(lambda: None, Deadline(0.2))
+            assert bench.domain.devices == {}
+        on.result()
+    assert bench.domain.devices == {"ua-usb0": ("1", str(bench.device.number))}
+
+
+def test_a_device_that_is_being_reset_at_the_end_is_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usb, "_BACK_SECONDS", 10.0)
+    bench.on()
+    with ThreadPoolExecutor() as threads:
+        with bench.host.reset("1-1"):
+            off = threads.submit(bench.off)
+            until(lambda: None, Deadline(0.2))
+            assert not off.done()
+        off.result()
+
+
 def test_a_device_that_is_pulled_out_is_missed_and_given_back_when_it_is_put_back(bench: Bench) -> None:
     bench.on()
     bench.host.pull("1-1")
@@ -201,3 +238,46 @@ def test_a_dongle_that_was_given_away_is_leased_again_by_a_reset(bench: Bench) -
     assert bench.host.usb.holder(bench.device)
     bench.on()
     assert bench.dongle.is_plugged
+
+
+def test_a_dongle_that_was_taken_out_for_good_is_leased_when_it_is_attached_again(bench: Bench) -> None:
+    lease = bench.dongle.lease
+    supply = Supply(bench.host.usb.bus, {KEYS: lease}, bench._lease, "a test")
+    assert supply.first(KEYS) is lease
+    bench.dongle.leave()
+    again = supply.first(KEYS)
+    assert again.is_held
+    assert bench.host.usb.holder(bench.device)
+    again.release()
+
+
+def test_a_device_that_another_program_uses_by_now_is_not_taken_from_it(bench: Bench) -> None:
+    bench.on()
+    bench.dongle.unplug()
+    with bench.host.usb.bus.node(bench.device).open("rb"):
+        with pytest.raises(UsbError, match=r"0a5e:2110 is held by \S+ \(process \d+\)"):
+            bench.dongle.plug()
+        assert bench.domain.devices == {}
+    bench.dongle.plug()
+    assert bench.dongle.is_plugged
+
+
+def test_a_device_that_the_host_uses_by_now_is_not_taken_from_it(bench: Bench) -> None:
+    bench.on()
+    bench.dongle.unplug()
+    bench.host.add("1-1", "net/enx0", flags="0x1003")
+    with pytest.raises(UsbError, match="0a5e:2110 is not given to web: "):
+        bench.dongle.plug()
+    assert bench.domain.devices == {}
+
+
+@pytest.mark.parametrize("fault", ["hides", "leaves_driver"])
+def test_a_device_that_is_attached_in_vain_is_the_hosts_again(bench: Bench, fault: str) -> None:
+    bench.on()
+    bench.ports.remove(bench.dongle)
+    setattr(bench.domain, fault, True)
+    supply = Supply(bench.host.usb.bus, {}, bench._lease, "a test")
+    with pytest.raises(UsbError):
+        bench.ports.add(HostDongle(bench.ports, KEYS, supply))
+    assert (bench.domain.devices, bench.ports.dongles) == ({}, [])
+    assert bench.host.usb.holder(bench.device) is None
