@@ -61,13 +61,20 @@ def restore(
     *,
     name: Annotated[str | None, typer.Option(help="What to call the image, if not as before.")] = None,
     replace: Replace = False,
+    trusted: Annotated[
+        bool,
+        typer.Option(
+            "--trusted", help="Its guests may use files of this machine that it names: keys, disks."
+        ),
+    ] = False,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Put an exported image back, after comparing each of its files with its hash."""
     called = name if name is None else _checked(name)
     with progress() as show:
-        image = restore_image(file, open_store(store), name=called, replace=replace, progress=show)
+        shelf = open_store(store)
+        image = restore_image(file, shelf, name=called, replace=replace, trusted=trusted, progress=show)
     _tell(image, as_json=as_json)
 
 

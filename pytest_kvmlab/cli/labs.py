@@ -68,7 +68,7 @@ def run_tests(context: typer.Context, lab: Lab) -> None:
 def up(
     lab: Lab,
     hours: Annotated[
-        float, typer.Option(help="After so many hours the guests end by themselves.")
+        float, typer.Option(min=0.01, max=8760, help="After so many hours the guests end by themselves.")
     ] = KEPT_SECONDS / 3600,
 ) -> None:
     """Start the guests of a lab, and leave them running."""

@@ -1,6 +1,6 @@
 """`kvmlab image prune` and `remove`: what is taken away, what stays, and why."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,8 @@ from pytest_kvmlab.lab.pruning import (
 )
 from pytest_kvmlab.lab.run import open_store
 from pytest_kvmlab.lab.store import Store
+from pytest_kvmlab.spec.guest import GuestKeys
+from pytest_kvmlab.spec.kernel import ITS_OWN, split_image
 from pytest_kvmlab.spec.labfile import load_lab
 from pytest_kvmlab.spec.quantity import parse_size
 
@@ -69,7 +71,15 @@ def _remove(name: str, store: Store) -> None:
 
 
 def _images_of(labs: Iterable[Path]) -> dict[str, Path]:
-    return {str(guest.image): lab for lab in labs for guest in load_lab(lab).guests.values()}
+    return {name: lab for lab in labs for guest in load_lab(lab).guests.values() for name in _names(guest)}
+
+
+def _names(guest: GuestKeys) -> Iterator[str]:
+    """The image of a guest, and, if it names a kernel, all that were made of that image for one."""
+    name, kernel = split_image(str(guest.image))
+    yield str(guest.image)
+    if guest.kernel or kernel != ITS_OWN:
+        yield f"{name}+"
 
 
 def _bytes(written: str) -> int:

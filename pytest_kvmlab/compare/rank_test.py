@@ -3,6 +3,7 @@
 Exact for small samples, ties included, because runs are few and their times are often equal to a millisecond.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -23,15 +24,15 @@ class RankTest:
         before: how many values the first sample has.
         after: how many the second.
         p: how likely so high ranks of the second are if nothing differs; 1 if a sample is empty.
+        least: the smallest chance that samples of these sizes can have; 1 if they can say nothing.
         shift: by how much the second is higher: the median of all differences (Hodges and Lehmann).
-        enough: whether samples of these sizes can be significant at all.
     """
 
     before: int
     after: int
     p: float
+    least: float
     shift: float
-    enough: bool
 
 
 def rank_test(before: Sequence[float], after: Sequence[float]) -> RankTest:
@@ -43,14 +44,32 @@ def rank_test(before: Sequence[float], after: Sequence[float]) -> RankTest:
     """
     first, second = _thinned(before), _thinned(after)
     sizes = len(first), len(second)
-    enough = can_be_significant(*sizes)
     shift = statistics.median([b - a for a in first for b in second]) if min(sizes) else 0.0
-    return RankTest(*sizes, _chance(first, second) if min(sizes) else 1.0, shift, enough)
+    chance = _chance(first, second) if min(sizes) else 1.0
+    return RankTest(*sizes, chance, least_chance(*sizes), shift)
 
 
-def can_be_significant(before: int, after: int) -> bool:
-    """Whether samples of these sizes can be significant at all, however far apart they are."""
-    return min(before, after) >= _FEWEST and 1 / math.comb(before + after, after) <= SIGNIFICANT
+def least_chance(before: int, after: int) -> float:
+    """The smallest chance that samples of these sizes can have, however far apart they are."""
+    return 1 / math.comb(before + after, after) if min(before, after) >= _FEWEST else 1.0
+
+
+def samples_for(questions: int) -> int:
+    """How many samples on each side make each of so many questions, asked at once, one that has an answer."""
+    sizes = itertools.count(_FEWEST)
+    return next(size for size in sizes if least_chance(size, size) * questions <= SIGNIFICANT)
+
+
+def with_an_answer(questions: Sequence[RankTest]) -> list[bool]:
+    """Which of some questions can be significant, when as many are asked at once as this leaves."""
+    answered, asked = [True] * len(questions), -1
+    while sum(answered) != asked:
+        asked = sum(answered)
+        answered = [
+            still and test.least * asked <= SIGNIFICANT
+            for test, still in zip(questions, answered, strict=True)
+        ]
+    return answered
 
 
 def _thinned(values: Sequence[float]) -> list[float]:

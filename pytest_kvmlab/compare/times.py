@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pytest_kvmlab.compare.rank_test import SIGNIFICANT, RankTest, can_be_significant, holm, rank_test
+from pytest_kvmlab.compare.rank_test import (
+    SIGNIFICANT,
+    RankTest,
+    holm,
+    least_chance,
+    rank_test,
+    with_an_answer,
+)
 from pytest_kvmlab.compare.systems import label
 from pytest_kvmlab.spec.run_record import RunRecord
 
@@ -78,8 +85,8 @@ class _Pair:
 
     @property
     def by_run(self) -> bool:
-        """Whether there are runs enough for each to count once."""
-        return can_be_significant(len(self.before), len(self.after))
+        """Whether there are runs enough for each to count once, though perhaps not for so many phases."""
+        return least_chance(len(self.before), len(self.after)) <= SIGNIFICANT
 
     @property
     def compared(self) -> tuple[list[float], list[float]]:
@@ -138,24 +145,26 @@ def _busier(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> bool:
     return max(known[1]) > max(known[0]) * _MORE_PRESSURE_SHARE + _MORE_PRESSURE
 
 
-def _corrected(tests: Sequence[RankTest]) -> list[tuple[RankTest, float]]:
-    """Only what could be significant counts as a question."""
-    asked = iter(holm([test.p for test in tests if test.enough]))
-    return [(test, next(asked) if test.enough else 1.0) for test in tests]
+def _corrected(tests: Sequence[RankTest]) -> list[tuple[RankTest, float | None]]:
+    """Each test with its chance as one of many; None if it could not be significant, and so asks nothing."""
+    answered = with_an_answer(tests)
+    chances = iter(holm([test.p for test, has in zip(tests, answered, strict=True) if has]))
+    return [(test, next(chances) if has else None) for test, has in zip(tests, answered, strict=True)]
 
 
 def _judged(
-    pair: _Pair, slower: tuple[RankTest, float], faster: tuple[RankTest, float], *, busier: bool
+    pair: _Pair, slower: tuple[RankTest, float | None], faster: tuple[RankTest, float | None], *, busier: bool
 ) -> PhaseTimes:
-    test, p = slower
+    (test, up), (_, down) = slower, faster
     verdict: Verdict = "as before"
-    if not test.enough:
+    if up is None or down is None:
         verdict = "too few samples"
     elif busier:
         verdict = "busier machine"
-    elif p <= SIGNIFICANT and test.shift > pair.noise:
+    elif up <= SIGNIFICANT and test.shift > pair.noise:
         verdict = "slower"
-    elif faster[1] <= SIGNIFICANT and -test.shift > pair.noise:
+    elif down <= SIGNIFICANT and -test.shift > pair.noise:
         verdict = "faster"
     pooled = tuple(_pooled(pair.before)), tuple(_pooled(pair.after))
-    return PhaseTimes(pair.subject, pair.phase, *pooled, verdict, min(p, faster[1]), test.shift)
+    p = min(1.0 if chance is None else chance for chance in (up, down))
+    return PhaseTimes(pair.subject, pair.phase, *pooled, verdict, p, test.shift)

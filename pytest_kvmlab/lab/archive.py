@@ -75,13 +75,32 @@ def unpacked(file: Path) -> Iterator[BinaryIO]:
         packed_file = file.open("rb")
     except OSError as error:
         raise ImageError(f"{file} cannot be read: {error.strerror}") from error
-    with packed_file, gzip.open(packed_file) as stream:
-        try:
-            yield cast(BinaryIO, stream)
-        except EOFError:
-            raise ImageError(f"{file} is truncated", "copy it again from where it was exported") from None
-        except (gzip.BadGzipFile, zlib.error, tarfile.HeaderError) as error:
-            raise ImageError(f"{file} is damaged, or no exported image: {error}") from error
+    with packed_file, gzip.open(packed_file) as stream, _told(file):
+        yield cast(BinaryIO, _Unpacked(cast(BinaryIO, stream), file))
+
+
+class _Unpacked:
+    """A stream that says itself what is wrong with it: an error of a disk may be another file's."""
+
+    def __init__(self, stream: BinaryIO, file: Path) -> None:
+        self._stream = stream
+        self._file = file
+
+    def read(self, count: int) -> bytes:
+        with _told(self._file):
+            return self._stream.read(count)
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except EOFError:
+        raise ImageError(f"{file} is truncated", "copy it again from where it was exported") from None
+    except (gzip.BadGzipFile, zlib.error, tarfile.HeaderError) as error:
+        raise ImageError(f"{file} is damaged, or no exported image: {error}") from error
+    except OSError as error:
+        raise ImageError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def next_size(stream: BinaryIO, name: str) -> int:

@@ -5,6 +5,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,7 +41,9 @@ def export_image(image: Image, file: Path, *, progress: Progress) -> None:
     with image.lock_shared(), _scratch(file) as scratch:
         manifest, places = _whole(image, scratch, progress)
         part = scratch / "part"
-        with part.open("wb") as target:
+        # As in the store, a password is not for everybody.
+        mode = 0o600 if manifest.has_password else 0o666
+        with open(part, "wb", opener=partial(os.open, mode=mode)) as target:
             _write(manifest, places, target, progress)
             target.flush()
             os.fsync(target.fileno())
@@ -48,7 +51,13 @@ def export_image(image: Image, file: Path, *, progress: Progress) -> None:
 
 
 def restore_image(
-    file: Path, store: Store, *, name: str | None = None, replace: bool = False, progress: Progress
+    file: Path,
+    store: Store,
+    *,
+    name: str | None = None,
+    replace: bool = False,
+    trusted: bool = False,
+    progress: Progress,
 ) -> Image:
     """Put an exported image back; whoever made the file is not trusted.
 
@@ -57,6 +66,7 @@ def restore_image(
         store: where the image goes.
         name: what it is called from now on, if not as before.
         replace: also if another image has this name.
+        trusted: its guests may be led to files of this machine that are not in it, such as a private key.
         progress: told what is being done.
 
     Returns:
@@ -67,7 +77,7 @@ def restore_image(
             name is taken; or the store has no room. The store is as it was then.
     """
     with archive.unpacked(file) as stream:
-        manifest = _read_manifest(stream, name, file)
+        manifest = _read_manifest(stream, name, file, trusted=trusted)
         with store.building(manifest.name, waiting=lambda: progress(waiting(manifest.name), None)) as folder:
             check_name(manifest, store, replace=replace)
             _require_room(manifest, folder)
@@ -125,7 +135,7 @@ def _scratch(file: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_manifest(stream: BinaryIO, name: str | None, file: Path) -> Manifest:
+def _read_manifest(stream: BinaryIO, name: str | None, file: Path, *, trusted: bool) -> Manifest:
     size = archive.next_size(stream, MANIFEST)
     if size > _LARGEST_MANIFEST:
         raise ImageError(f"the manifest in {file} is too large: {size} bytes")
@@ -136,7 +146,10 @@ def _read_manifest(stream: BinaryIO, name: str | None, file: Path) -> Manifest:
         keys = validate(GuestKeys, manifest.guest, source=f"{file}: {MANIFEST}: guest")
     except ConfigError as error:
         raise ImageError(error.message, error.hint) from error
-    _refuse_what_points_elsewhere(manifest, keys, file)
+    if not trusted:
+        _refuse_paths(keys, file)
+    if manifest.kind == "layer" and manifest.parent:
+        raise ImageError(f"the disk in {file} stands on another image's, so it is not whole")
     return manifest if name in (None, manifest.name) else _called(manifest, str(name))
 
 
@@ -147,12 +160,13 @@ def _called(manifest: Manifest, name: str) -> Manifest:
     )
 
 
-def _refuse_what_points_elsewhere(manifest: Manifest, keys: GuestKeys, file: Path) -> None:
+def _refuse_paths(keys: GuestKeys, file: Path) -> None:
     """A stranger's image must not lead a guest to files of this machine."""
     if paths := list(_paths(keys)):
-        raise ImageError(f"the manifest in {file} names files outside of it: {', '.join(map(str, paths))}")
-    if manifest.kind == "layer" and manifest.parent:
-        raise ImageError(f"the disk in {file} stands on another image's, so it is not whole")
+        raise ImageError(
+            f"the manifest in {file} names files outside of it: {', '.join(map(str, paths))}",
+            "if you trust whoever made it, and these files are here: kvmlab image restore --trusted",
+        )
 
 
 def _paths(value: Any) -> Iterator[Path]:

@@ -206,11 +206,16 @@ class _Builder:
                     progress=self.progress,
                 )
             case LayerKeys() as keys:
+                self._refuse_lock(recipe)
                 parent = self._origin(keys.origin)
                 guests = self._guests(recipe)
                 return layer_blueprint(
                     recipe, keys, parent, guests, progress=self.progress, rescue=self.rescue
                 )
+
+    def _refuse_lock(self, recipe: Recipe) -> None:
+        if self._locked(recipe) is not None:
+            raise ConfigError(f"image '{recipe.name}' is not built of packages, and has no lock")
 
     def _locked(self, recipe: Recipe) -> tuple[LockedPackage, ...] | None:
         """The exact packages that somebody wrote down, if somebody did."""

@@ -1,5 +1,6 @@
 """Images of kind `debian`: a Debian system on a whole disk, and its kernel for whoever starts it directly."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def debian_blueprint(
         progress: told what is being done.
 
     Raises:
-        ConfigError: the parent is no image of kind `debian`.
+        ConfigError: the parent is no image of kind `debian`, or the lock lacks a package.
         ImageError: apt does not know the suite, or a package.
     """
     suite = keys.origin.codename if isinstance(keys.origin, Suite) else _suite_of(parent, recipe)
@@ -140,6 +141,7 @@ def debian_blueprint(
         progress("asking apt for package versions", None)
         status = installed(_tree(parent)) if parent else ""
         locked = debian.resolve_system(keys.packages, suite=suite, installed=status)
+    _refuse_stale(locked, keys.packages, parent, recipe)
     build = _Build(recipe, keys, suite, parent, locked, store, shell_on_failure, progress)
     return Blueprint(build.identity, build.make)
 
@@ -171,6 +173,22 @@ def with_kernel_blueprint(
     suite = _suite_of(parent, recipe)
     build = _Build(recipe, keys, suite, parent, locked, store, False, progress, release)
     return Blueprint(build.identity, build.make)
+
+
+def _refuse_stale(
+    locked: Sequence[LockedPackage], asked: Sequence[str], parent: Image | None, recipe: Recipe
+) -> None:
+    """A package that was added to a recipe after its lock was written would be left out without a word."""
+    missing = set(asked) - {package.name for package in locked}
+    if missing and parent:
+        missing -= set(re.findall(r"^Package: (\S+)$", installed(_tree(parent)), re.MULTILINE))
+    if missing:
+        raise ConfigError(
+            f"the lock of '{recipe.name}' lacks packages that it asks for: {', '.join(sorted(missing))}",
+            "build it without the lock, then write that anew: kvmlab image lock; of a package that several "
+            "provide, name the one that is meant",
+            looked_at=[recipe.folder],
+        )
 
 
 def _suite_of(parent: Image | None, recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ from pytest_kvmlab.lab import locks
 from pytest_kvmlab.lab.recipes import recipes
 from pytest_kvmlab.lab.store import Store
 from pytest_kvmlab.lab.template_shelf import Kept, Shelf
-from pytest_kvmlab.spec.kernel import split_image
+from pytest_kvmlab.spec.kernel import ITS_OWN, split_image
 from pytest_kvmlab.spec.manifest import LOCK, MANIFEST, Manifest
 
 DEFAULT_LIMIT = "40GiB"
@@ -71,7 +71,8 @@ def plan_pruning(store: Store, named_by: Mapping[str, Path], *, limit: int) -> P
 
     Args:
         store: the store.
-        named_by: the images that labs name, and the lab file of each: these stay.
+        named_by: the images that labs name, and the lab file of each: these stay. A plus after a name is for
+            all that were made of that image for other kernels.
         limit: bytes.
 
     Returns:
@@ -194,11 +195,17 @@ def _least_recently_used(images: Iterable[_Shelved], named_by: Mapping[str, Path
     return min(loose, key=lambda image: image.used, default=None)
 
 
+def _with_any_kernel(image: str) -> str:
+    name, kernel = split_image(image)
+    return name if kernel == ITS_OWN else f"{name}+"
+
+
 def _why_kept(image: _Shelved, images: Iterable[_Shelved], named_by: Mapping[str, Path]) -> str:
     """The reason for which an image stays even in a store over its limit, if there is one."""
     if not image.free:
         return "guests use it, or it cannot be locked"
-    if lab := next((named_by[name] for name in image.names if name in named_by), None):
+    names = [name for each in image.names for name in (each, _with_any_kernel(each))]
+    if lab := next((named_by[name] for name in names if name in named_by), None):
         return f"the lab {lab} names it"
     if child := next((other for other in images if _grew_from(other, image)), None):
         return f"{', '.join(child.names) or child.folder.name[:16]} grew from it"

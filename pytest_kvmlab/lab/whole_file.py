@@ -1,5 +1,7 @@
 """A file that is there whole or not at all."""
 
+import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -15,11 +17,18 @@ def write_whole(path: Path, text: str) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
         try:
             file.write(text)
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
             file.close()
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink()
             raise
+
+
+def _umask() -> int:
+    """What this process leaves out of the modes of its files: proc_pid_status(5)."""
+    found = re.search(r"^Umask:\s+([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1], 8) if found else 0o077

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pytest_kvmlab.compare.comparison import Comparison, Side
 from pytest_kvmlab.compare.outcomes import Change
+from pytest_kvmlab.compare.rank_test import samples_for
 from pytest_kvmlab.compare.times import PhaseTimes
 
 Row = tuple[str, str, str]
@@ -59,7 +60,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
     few = [times for times in comparison.times if times.verdict == "too few samples"]
     yield f"{len(comparison.times) - len(few)} phases compared"
     if few:
-        yield f"{len(few)} phases have too few samples: more runs on both sides would tell"
+        runs = samples_for(len(comparison.times))
+        yield f"{len(few)} phases have too few samples: {runs} runs on each side would tell"
 
 
 def describe_side(side: Side) -> str:

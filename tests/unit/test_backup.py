@@ -3,9 +3,10 @@
 import gzip
 import io
 import os
+import stat
 import subprocess
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def content(image: Image, tmp_path: Path) -> bytes:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    umask = os.umask(0o022)
+    yield
+    os.umask(umask)
 
 
 @pytest.fixture
@@ -189,7 +197,39 @@ def test_a_flipped_bit_is_seen(store: Store, exported: Path) -> None:
     whole = bytearray(exported.read_bytes())
     for place in range(20, len(whole), len(whole) // 20):
         exported.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-        refused(exported, store, ".")
+        refused(exported, store, "^(?!the image store)")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda whole: whole[:-8] + b"\0\0\0\0" + whole[-4:], lambda whole: whole + b"junk"]
+)
+def test_what_is_wrong_behind_the_last_file_is_told_of_the_archive(
+    store: Store, exported: Path, change: Callable[[bytes], bytes]
+) -> None:
+    exported.write_bytes(change(exported.read_bytes()))
+    refused(exported, store, "is damaged, or no exported image")
+
+
+@pytest.mark.parametrize(("login", "mode"), [({"password": "secret"}, 0o600), ({"user": "root"}, 0o644)])
+@pytest.mark.usefixtures("usual_umask")
+def test_a_password_is_exported_for_nobody_else(
+    store: Store, tmp_path: Path, login: dict[str, str], mode: int
+) -> None:
+    export_image(
+        put(store, "one", B, disk_with(b"one"), guest={"login": login}), tmp_path / "one", progress=silent
+    )
+    assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == mode
+
+
+def test_files_that_an_image_needs_beside_it_are_found_again_where_it_is_trusted(
+    store: Store, tmp_path: Path
+) -> None:
+    guest = {"login": {"user": "root", "key": str(tmp_path / "id_ed25519")}}
+    export_image(put(store, "one", B, disk_with(b"one"), guest=guest), tmp_path / "one", progress=silent)
+    elsewhere = Store(tmp_path / "elsewhere")
+    refused(tmp_path / "one", elsewhere, r"names files outside of it: \S+/id_ed25519")
+    back = restore_image(tmp_path / "one", elsewhere, trusted=True, progress=silent)
+    assert back.manifest.guest == guest
 
 
 def test_a_changed_file_is_named(store: Store, exported: Path) -> None:

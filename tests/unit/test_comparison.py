@@ -178,6 +178,27 @@ def test_where_runs_are_many_a_phase_that_happens_once_in_each_is_judged() -> No
     assert judged(compared(before, after)).verdict == "slower"
 
 
+SLOW = "test_shop.py::test_3"
+
+
+def with_one_slow_test(chance: random.Random, seconds: float) -> RunRecord:
+    """A run of twelve tests, one of which takes so long."""
+    means = {f"test_{at}": seconds if at == 3 else 2.0 for at in range(12)}
+    calls = {name: mean + chance.random() / 9 for name, mean in means.items()}
+    return run(*(case(name, "passed", call=call) for name, call in calls.items()))
+
+
+@pytest.mark.parametrize(("runs", "verdict"), [(5, "too few samples"), (7, "slower")])
+def test_one_test_of_many_needs_more_runs_and_is_never_called_as_before(runs: int, verdict: str) -> None:
+    chance = luck(0)
+    before, after = ([with_one_slow_test(chance, each) for _ in range(runs)] for each in (2.0, 2.6))
+    found = compared(before, after)
+    assert {times.subject: times.verdict for times in found.times}[SLOW] == verdict
+    assert [times.subject for times in found.slowdowns] == [SLOW] * (runs == 7)
+    told = [note for note in notes(found) if "7 runs on each side would tell" in note]
+    assert len(told) == (runs == 5)
+
+
 @pytest.mark.parametrize(
     ("pressures", "verdict"),
     [

@@ -1,5 +1,6 @@
 """What a store does without, and what it never gives away."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from pytest_kvmlab.drivers.qemu_img import create_overlay
 from pytest_kvmlab.lab.frozen import BLANKS, Frozen, Rest
+from pytest_kvmlab.lab.place import Place
 from pytest_kvmlab.lab.pruning import Pruning, plan_pruning, prune, remove_useless_templates
 from pytest_kvmlab.lab.store import Image, Store, record
 from pytest_kvmlab.lab.template_shelf import Shelf
@@ -64,6 +66,15 @@ def used(image: Image, when: float) -> None:
 
 def why(plan: Pruning) -> dict[str, str]:
     return {item.name: item.why for item in plan.kept}
+
+
+@pytest.mark.parametrize(("named", "stays"), [("old+", True), ("new+", False), ("old", False)])
+def test_what_was_made_for_a_kernel_stays_while_a_lab_names_one(
+    store: Store, named: str, stays: bool
+) -> None:
+    derived = put(store, "old+6.12.1-amd64", A)
+    plan = plan_pruning(store, {named: Path("/wiki.lab.toml")}, limit=1)
+    assert (derived.folder in [item.path for item in plan.kept]) is stays
 
 
 def test_a_store_within_its_limit_keeps_all_that_has_a_name(store: Store) -> None:
@@ -205,6 +216,23 @@ def test_a_template_is_shown_with_its_image_and_stays_while_there_is_room(
     assert [(item.kind, item.name) for item in plan.kept] == [("image", "old"), ("template", "old")]
     assert plan.after > 2 * MIB
     assert kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [(OSError(errno.ENOSPC, "full"), True), (OSError(errno.EIO, "broken"), False), (ValueError("no"), False)],
+)
+def test_a_template_goes_if_it_is_damaged_but_not_if_its_copy_has_no_room(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, stays: bool
+) -> None:
+    def lent(_source: Path, _place: Place) -> list[Frozen]:
+        raise error
+
+    kept = template(store, put(store, "old", A), "one", folder=tmp_path)
+    monkeypatch.setattr("pytest_kvmlab.lab.template_shelf._lent", lent)
+    place = Place(tmp_path / "place", tmp_path / "place")
+    assert Shelf(store.templates).lend("one", place) is None
+    assert kept.exists() is stays
 
 
 def test_over_the_limit_templates_go_before_images_the_least_recently_used_first(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pytest_kvmlab.compare.rank_test import SIGNIFICANT, holm, rank_test
+from pytest_kvmlab.compare.rank_test import SIGNIFICANT, holm, rank_test, samples_for, with_an_answer
 from tests.unit.recorded_runs import luck
 
 
@@ -36,22 +36,44 @@ def test_the_smallest_chance_is_that_of_one_way_in_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "enough"),
+    ("before", "after", "questions", "answer"),
     [
-        (0, 5, False),
-        (5, 0, False),
-        (1, 1, False),
-        (4, 4, False),
-        (1, 99, False),
-        (3, 97, True),
-        (5, 5, True),
-        (3, 9, True),
+        (0, 5, 1, False),
+        (5, 0, 1, False),
+        (1, 1, 1, False),
+        (4, 4, 1, False),
+        (1, 99, 1, False),
+        (3, 97, 1, True),
+        (5, 5, 1, True),
+        (3, 9, 1, True),
+        (5, 5, 2, True),
+        (5, 5, 3, False),
+        (7, 7, 34, True),
+        (7, 7, 35, False),
     ],
 )
-def test_too_few_samples_can_never_be_significant(before: int, after: int, enough: bool) -> None:
+def test_too_few_samples_can_never_be_significant(
+    before: int, after: int, questions: int, answer: bool
+) -> None:
     found = rank_test(range(before), range(100, 100 + after))
-    assert found.enough is enough
-    assert found.p <= SIGNIFICANT or not enough
+    assert with_an_answer([found] * questions) == [answer] * questions
+    (chance, *_) = holm([found.p] * questions)
+    assert (chance <= SIGNIFICANT) is answer
+
+
+def test_a_question_without_an_answer_is_no_burden_to_the_others() -> None:
+    small, large = rank_test(range(5), range(5)), rank_test(range(10), range(10))
+    assert with_an_answer([small] * 50 + [large] * 2) == [False] * 50 + [True] * 2
+    assert with_an_answer([small] + [large] * 2) == [False, True, True]
+    assert with_an_answer([]) == []
+
+
+@pytest.mark.parametrize("questions", [1, 2, 3, 34, 35, 1000])
+def test_how_many_samples_would_be_enough(questions: int) -> None:
+    size = samples_for(questions)
+    enough, fewer = (rank_test(range(count), range(count)) for count in (size, size - 1))
+    assert with_an_answer([enough] * questions) == [True] * questions
+    assert not any(with_an_answer([fewer] * questions))
 
 
 def test_many_samples_agree_with_the_exact_chance() -> None:
