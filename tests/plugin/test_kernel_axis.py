@@ -16,13 +16,13 @@ TESTS = """
 import pytest
 pytestmark = pytest.mark.kvm(image="micro")
 
+def test_shares(shared_guest, kvm_kernel):
+    print(f"shared under {kvm_kernel}: {shared_guest.succeed('uname -r').strip()}.")
+
 @pytest.mark.parametrize("card", ["a"])
 def test_runs(guest, card, kvm_kernel):
     assert guest.kernel == guest.succeed("uname -r").strip()
     print(f"under {kvm_kernel}: {guest.kernel}.")
-
-def test_shares(shared_guest, kvm_kernel):
-    print(f"shared under {kvm_kernel}: {shared_guest.succeed('uname -r').strip()}.")
 
 @pytest.mark.kvm(kernel="==OTHER")
 def test_is_for_one(guest):
@@ -101,8 +101,21 @@ def test_the_record_tells_the_kernel_apart_from_the_image(
     assert {guest["image"] for guest in guests} == {"micro"}
 
 
+@pytest.mark.usefixtures("run")
+def test_a_shared_guest_that_makes_way_for_the_next_kernel_is_no_guest_of_that_test(
+    module_project: Project, micro: str, other: str
+) -> None:
+    record = json.loads((module_project.folder / "kvmlab-artifacts" / "run.json").read_text())
+    kernels = [
+        [guest["kernel"] for guest in test["guests"]]
+        for test in record["tests"]
+        if "test_shares" in test["id"]
+    ]
+    assert sorted(kernels) == sorted([[micro], [other]])
+
+
 def test_a_kernel_that_does_not_exist_is_an_error_with_the_nearest(project: Project) -> None:
-    project.write("test_it.py", TESTS.split("@pytest", maxsplit=1)[0] + "def test_it(guest):\n    pass\n")
+    project.write("test_it.py", TESTS.split("def ", maxsplit=1)[0] + "def test_it(guest):\n    pass\n")
     result = project.pytest("--kvm-lab", "--kvm-kernel=linux-image-6.1.0-1-amd64")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*there is no kernel 'linux-image-6.1.0-1-amd64'*the nearest: 6.1.0-*"])

@@ -7,10 +7,6 @@ QEMU's way through KVM and `usbfs` are the real ones. What is tested there is in
 import ast
 import json
 import re
-import tarfile
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +14,19 @@ import pytest
 
 from pytest_kvmlab import Guest
 from pytest_kvmlab.plugin.session import LabSession
-from tests.proving.ground import INNER, RESULTS, ROOT, THERE, run_inside
+from tests.proving.ground import (
+    HOST,
+    INNER,
+    ROOT,
+    Outcomes,
+    install_store,
+    run_suite,
+)
 
-LICENCE = {"virtual": "licence", "id": "0a5e:2110"}
-DONGLES = [
-    {**LICENCE, "name": "left"},
-    {**LICENCE, "name": "right"},
-    {**LICENCE, "name": "numbered", "serial": "A1"},
-]
-# An emulated processor that emulates nothing: a guest's guest boots in 20 seconds, not in half a one.
-SETTINGS = "KVMLAB_ACCEL=kvm KVMLAB_TIMEOUT_SCALE=12 KVMLAB_WAIT=5"
-PYTEST = "pytest --kvm-lab --import-mode=importlib --timeout=400 -p no:cacheprovider -v"
 USER = "tester"
-BAD = ("failure", "error", "skipped")
 
 pytestmark = [
-    pytest.mark.kvm(image="debian-12-kvmhost", vcpus=1, usb=DONGLES, boot_timeout=120),
+    pytest.mark.kvm(**HOST),
     pytest.mark.timeout(2400),
 ]
 
@@ -49,48 +42,6 @@ def inner_tests(folder: Path) -> list[str]:
 
 
 BY_ROOT, BY_USER = inner_tests(ROOT / INNER), inner_tests(ROOT / INNER / "user")
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What came of each inner test: nothing if it passed, else what was said; and the artifacts."""
-
-    said: Mapping[str, str]
-    artifacts: Path
-
-
-def run_suite(guest: Guest, session: LabSession, name: str, tests: str, user: str) -> Outcomes:
-    """Run inner tests, and bring home what came of them."""
-    results = f"--junitxml={RESULTS}/{name}.xml --kvm-artifacts={RESULTS}/{name}"
-    paths = f"--rootdir={THERE} --override-ini=pythonpath={THERE}"
-    settings = f"env HOME=/var/tmp {SETTINGS} KVMLAB_STORE={store_of(user)}"
-    run_inside(
-        guest,
-        name,
-        f"cd {THERE} && runuser -u {user} -- {settings} {PYTEST} {paths} {results} {tests}",
-        lambda asked: play(guest, asked),
-    )
-    there = session.artifacts / "proving"
-    there.mkdir(parents=True, exist_ok=True)
-    archive = there / f"{name}.tar"
-    guest.succeed(f"cd {RESULTS} && tar -cf {name}.tar {name}*", timeout=120)
-    guest.ssh.get(f"{RESULTS}/{name}.tar", archive)
-    with tarfile.open(archive) as members:
-        members.extractall(there, filter="data")
-    return Outcomes(dict(told(there / f"{name}.xml")), there / name)
-
-
-def play(guest: Guest, asked: str) -> None:
-    """Pull a dongle out of the outer guest, or put it back."""
-    verb, name = asked.split()
-    {"plug": guest.usb[name].plug, "unplug": guest.usb[name].unplug}[verb]()
-
-
-def told(junit: Path) -> Iterator[tuple[str, str]]:
-    for case in ET.parse(junit).iter("testcase"):  # noqa: S314 -- our own pytest wrote it
-        module = case.attrib["classname"].rpartition(".")[2]
-        said = [f"{each.tag}: {each.attrib.get('message')}\n{each.text}" for each in case if each.tag in BAD]
-        yield f"{module}::{case.attrib['name']}", "\n".join(said)
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +60,6 @@ def by_user(ground: Guest, session: LabSession, by_root: Outcomes) -> Outcomes: 
     ground.succeed("udevadm control --reload && udevadm trigger --subsystem-match=usb && udevadm settle")
     install_store(ground, USER)
     return run_suite(ground, session, "user", f"{INNER}/user", USER)
-
-
-def install_store(guest: Guest, user: str) -> None:
-    restore = f"kvmlab image restore --store {store_of(user)} {THERE}/micro"
-    guest.succeed(f"runuser -u {user} -- {restore}", timeout=300)
-
-
-def store_of(user: str) -> str:
-    return f"/var/tmp/store-{user}"
 
 
 def doctor(guest: Guest, user: str = "root") -> dict[str, dict[str, Any]]:

@@ -1,23 +1,11 @@
 """Debian under another kernel: put into the image, upgraded in the guest, and back again."""
 
-from pathlib import Path
-
 import pytest
 
 from pytest_kvmlab import Guest, KernelDidNotBoot, MakeGuest
 from pytest_kvmlab.errors import ConfigError, ImageError
-from pytest_kvmlab.lab.kernels import kernels_at_hand
-from pytest_kvmlab.lab.store import Store
-from pytest_kvmlab.spec.kernel import flavour_of
 
 pytestmark = pytest.mark.timeout(1800)
-
-
-@pytest.fixture
-def older(tmp_path: Path) -> str:
-    """A kernel of the series that the image is of, but the newest of which it has."""
-    found = kernels_at_hand("bookworm", Store(tmp_path))
-    return [each for each in found if each.startswith("6.1.0-") and flavour_of(each, "amd64") == "amd64"][-2]
 
 
 @pytest.mark.kvm(image="debian-12", kernel="6.12")

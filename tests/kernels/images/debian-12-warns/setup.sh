@@ -1,0 +1,1 @@
+make -C /lib/modules/*/build M=/usr/src/planted modules
