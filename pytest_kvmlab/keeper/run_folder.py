@@ -153,6 +153,13 @@ class RunFolder:
         if not self.failure_file.exists():
             self._put(self.failure_file, why)
 
+    def told_failure(self) -> str:
+        """All that `tell_failure` wrote, from its beginning, which names the cause; empty if all is well."""
+        try:
+            return self.failure_file.read_text(errors="replace")
+        except OSError:
+            return ""
+
     def read(self, name: str) -> dict[str, Any]:
         """One JSON document of this folder; empty if it is not there (yet) or half written."""
         try:
@@ -277,10 +284,13 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 
 def tail_of(log: Path) -> str:
-    """The end of a log, as much as fits into a message; empty if there is none."""
+    """The last whole lines of a log, as many as fit into a message; empty if there is none."""
     try:
         with log.open("rb") as text:
-            text.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            return text.read(_TAIL_BYTES).decode(errors="replace").strip()
+            before = max(0, log.stat().st_size - _TAIL_BYTES)
+            text.seek(before)
+            tail = text.read(_TAIL_BYTES)
     except OSError:
         return ""
+    _, cut, whole = tail.partition(b"\n")
+    return (whole if before and cut else tail).decode(errors="replace").strip()

@@ -57,6 +57,12 @@ class Background:
         with self._lock:
             self._ending[ending] = source
 
+    def wait(self) -> None:
+        """Wait until all has ended; what went wrong is told later."""
+        with self._lock:
+            endings = list(self._ending)
+        wait(endings)
+
     def failures(self) -> list[Failure]:
         """Wait until all has ended, and tell what went wrong, each thing once."""
         with self._lock:

@@ -163,7 +163,7 @@ def _answered(folder: RunFolder) -> bool | None:
 def _private_failure(folder: RunFolder, otherwise: str) -> HostError:
     free = shutil.disk_usage(folder.path.parent).free
     return HostError(
-        f"there is no private libvirt host: {tail_of(folder.failure_file) or otherwise}",
+        f"there is no private libvirt host: {folder.told_failure() or otherwise}",
         "run: kvmlab doctor",
         check="libvirt",
         looked_at=[f"{folder.path} ({free >> 20} MiB free)"],
@@ -182,7 +182,7 @@ def _private_host_lost(folder: RunFolder) -> GuestError:
 
 def _why_lost(folder: RunFolder) -> str:
     """Its own last words, or else what the absence of any tells."""
-    if said := tail_of(folder.failure_file):
+    if said := folder.told_failure():
         return said
     if not folder.path.exists():
         return "the run was ended from outside, as kvmlab reap and a signal to its keeper do"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.guest import Guest
@@ -104,15 +105,15 @@ class Lab(Mapping[str, Guest]):
         self._wiring.heal()
 
     def reset(self) -> None:
-        """Make every guest as it was at first, in the order of the lab.
+        """Make every guest as it was at first, each after those that the lab has it start after.
 
         Raises:
             GuestError: one does not get ready again.
         """
         for guest in self.guests.values():
             guest.crash()  # first all of them: what one says now is not for what the others become
-        for guest in self.guests.values():
-            guest.reset()
+        for name in TopologicalSorter({name: self.spec.guests[name].after for name in self}).static_order():
+            self[name].reset()
 
     def __getitem__(self, name: str) -> Guest:
         """The guest of that name.

@@ -186,10 +186,17 @@ class Launcher:
             with self._giving_back(wanted, rewound), up.in_use(), self._watched(wanted, up, witness):
                 yield up
         else:
-            up = self._stage.together(wanted, undo, [own_parts for _ in wanted.guests])
+            up = self._together(wanted, undo)
             with up.in_use(), self._watched(wanted, up, witness):
                 boot_all(up.guests, wanted.after, self.capacity.boot, timeout=wanted.timeout)
                 yield up
+
+    def _together(self, wanted: Wanted, undo: ExitStack) -> Together:
+        """Guests that are to boot, once nobody else has their addresses."""
+        if wanted.on_a_real_lan:  # which knows those of guests that idle, or end just now
+            self._end_what_waits()
+            self._background.wait()
+        return self._stage.together(wanted, undo, [own_parts for _ in wanted.guests])
 
     def _cloned(self, wanted: Wanted, witness: Witness, undo: ExitStack) -> Together | None:
         """Clones, if such guests can be cloned, and shall be."""
@@ -232,7 +239,7 @@ class Launcher:
         if any(asked.spec.usb for asked in wanted.guests):
             raise NoWayBack("what is plugged into its USB ports does not go back")
         with self._background.ending(wanted.source) as attempt:
-            up = self._stage.together(wanted, attempt, [own_parts for _ in wanted.guests])
+            up = self._together(wanted, attempt)
             with self._watched(wanted, up, _only_if_it_breaks(witness)):
                 boot_all(up.guests, wanted.after, self.capacity.boot, timeout=wanted.timeout)
             found = self._rewinding.keep(up, attempt.pop_all)

@@ -62,9 +62,14 @@ class Nic:
             delay: seconds that each packet to the guest comes later; needs netem in the host's kernel.
 
         Raises:
-            ConfigError: the card is in user mode.
+            ConfigError: the card is in user mode, or no line can be like that.
             HostError: the kernel cannot do this.
         """
+        if not (0 <= loss <= 1 and delay >= 0 and (rate is None or rate > 0)):
+            raise ConfigError(
+                f"no line has rate {rate}, loss {loss:g}, delay {delay:g}",
+                "rate is in bits per second, loss a share from 0 to 1, delay in seconds",
+            )
         if self._line is None:
             raise ConfigError(
                 f"a card of {self._machine.name} is in user mode, where no line can be made bad",

@@ -10,6 +10,20 @@ from typing import Generic, TypeVar
 Clones = TypeVar("Clones")
 
 
+def pool_size(processors: int, workers: int) -> int:
+    """How many clones each worker keeps waiting if nobody says it.
+
+    A clone that is started keeps a processor busy, and so does a test: where each worker has only one, clones
+    that wait would take it from tests.
+
+    Args:
+        processors: those of this machine that the run may use.
+        workers: how many processes run tests at one time.
+    """
+    share = processors // workers
+    return max(1, share // 4) if share > 1 else 0
+
+
 @dataclass(frozen=True)
 class Waiting(Generic[Clones]):
     """Clones that wait.

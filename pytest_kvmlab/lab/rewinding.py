@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pytest_kvmlab.errors import KvmlabError, WaitTimeout
+from pytest_kvmlab.keeper.faults import Faults
 from pytest_kvmlab.lab.freezing import at_rest
 from pytest_kvmlab.lab.frozen import Rest
 from pytest_kvmlab.lab.guest import Guest
@@ -74,6 +75,8 @@ class Rewinding:
         try:
             for name, guest in found.up.guests.items():
                 _rewind(guest, found.rest[name])
+            if found.up.wiring.faults != Faults():
+                found.up.wiring.heal()
         except (KvmlabError, WaitTimeout):  # the last test cut its power, or worse
             self.give_up(found.undo)
             return None

@@ -1,6 +1,5 @@
 """One process's part in a run: its host, what was proved about it, and what starts its guests."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def open_run(
     """Connect to the host of a run and find out what it can do.
 
     Args:
-        options: how to run.
+        options: how to run; there is no pool of clones if they leave it open.
         choice: the kind of host; a keeper has the run's folder already.
         folder: the run's folder.
         worker: this process's name within the run.
@@ -105,17 +104,11 @@ def _open_run(
     def launcher(accel: Accel, scale: float = 1.0, reset: Reset = "boot") -> Launcher:
         keep = options.keep != "never"
         assembly = Assembly(host, images, accel, scale, journal, worker, keep=keep)
-        pool = _pool_size() if options.pool is None else options.pool
         shelf = Shelf(store.templates) if options.templates == "keep" else None
-        return Launcher(assembly, images, capacity, reset, pool, shelf)
+        return Launcher(assembly, images, capacity, reset, options.pool or 0, shelf)
 
     patience = options.timeout_scale or 1.0
     verdict = prove(options.accel, launcher, store.root / "accelerator", patience=patience)
     scale = options.timeout_scale or verdict.timeout_scale
     starts = launcher(verdict.accel, scale, options.reset)
     return Run(host, verdict, host.connection.versions(), starts, images)
-
-
-def _pool_size() -> int:
-    """One for every four processors, since each clone that is started keeps one busy; at least one."""
-    return max(1, len(os.sched_getaffinity(0)) // 4)

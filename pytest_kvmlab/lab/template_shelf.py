@@ -5,6 +5,7 @@ still what it was. The key that lets us into such guests is kept with them, for 
 read it can read their memory beside it as well, and to replace it would cost each clone a command.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,7 @@ from pytest_kvmlab.lab.frozen import BLANKS, Frozen
 from pytest_kvmlab.lab.place import Place
 
 _INVENTORY, _MEMORY = "inventory.json", "memory"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _HALF = ".new-"
 _PIECE = 2**20
 _NOTHING = bytes(_PIECE)
@@ -72,7 +74,9 @@ class Shelf:
             try:
                 guests = _lent(source, place)
                 os.utime(source)
-            except (OSError, ValueError, KeyError, TypeError, ImageError):
+            except (OSError, ValueError, KeyError, TypeError, ImageError) as error:
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                    return None  # where it was to go: what is kept is as good as before
                 guests = None
         if guests is None:
             with self._locked(fcntl.LOCK_EX):

@@ -82,7 +82,7 @@ class Wanted:
     def kind(self) -> str:
         """What two of these have in common if guests of the one are as good for the other."""
         return repr(
-            [(guest.name, guest.image.identity, guest.spec) for guest in self.guests]
+            [(guest.name, guest.image.identity, guest.spec, _password(guest)) for guest in self.guests]
             + [*self.networks.items(), *self.cards.items()]
         )
 
@@ -91,12 +91,17 @@ class Wanted:
         """Whether networks have to be made for them."""
         return any(network.mode != "user" for network in self.networks.values())
 
+    @property
+    def on_a_real_lan(self) -> bool:
+        """Whether they are on a bridge of this machine, where others are, too."""
+        return any(network.bridge and not network.is_ours for network in self.networks.values())
+
 
 def why_not_cloned(wanted: Wanted, host: Host) -> str:
     """Why guests have to boot, whatever was asked for; empty if nothing speaks against clones."""
     if not host.own:
         return "its libvirt is not the run's own"
-    if any(network.bridge and not network.is_ours for network in wanted.networks.values()):
+    if wanted.on_a_real_lan:
         return "it is on a real LAN, where no two guests may have one address"
     return next((why for guest in wanted.guests if (why := _why_not(guest.spec))), "")
 
@@ -144,8 +149,15 @@ def _depends(asked: Asked, *, named: bool) -> dict[str, object]:
         "name": asked.name if named or spec.seed else "",
         "image": asked.image.identity,
         "spec": repr(spec),
+        "password": _password(asked),
         "files": _stamps([file for file in (*files, *own) if file]),
     }
+
+
+def _password(asked: Asked) -> str:
+    """Tells one password from another; `repr` shows all of them alike."""
+    password = asked.spec.login.password
+    return hashlib.sha256(password.get_secret_value().encode()).hexdigest() if password else ""
 
 
 def _stamps(files: Sequence[Path]) -> list[object]:

@@ -55,8 +55,9 @@ class Comparing:
             session.exitstatus = self._status(session)
 
     def _status(self, session: pytest.Session) -> int | pytest.ExitCode:
-        """Whatever is no verdict on tests, such as an interruption, stays as it is."""
-        if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        """Whatever is no verdict on all tests, such as an interruption or the end by `-x`, stays as it is."""
+        verdicts = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if session.exitstatus not in verdicts or session.shouldfail or session.shouldstop:
             return session.exitstatus
         worse = isinstance(self._found, KvmlabError) or self._is_worse()
         return pytest.ExitCode.TESTS_FAILED if worse else pytest.ExitCode.OK

@@ -1,9 +1,11 @@
 """A pytest session with `--kvm-lab`: its run, and the guests of its tests."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +19,9 @@ from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.kept import KEPT_SECONDS, hand_over, kept_guests
 from pytest_kvmlab.lab.lab import Lab
 from pytest_kvmlab.lab.launch import Launcher
+from pytest_kvmlab.lab.pool import pool_size
 from pytest_kvmlab.lab.run import Run, open_run
-from pytest_kvmlab.plugin.accounts import note
+from pytest_kvmlab.plugin.accounts import ACCOUNTS, note
 from pytest_kvmlab.plugin.asked import asked_guest, asked_lab, named_lab
 from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 from pytest_kvmlab.plugin.live import LiveGuest, Node
@@ -62,6 +65,7 @@ class LabSession:
         self.config = config
         self.options = options
         self.worker = getattr(config, "workerinput", {}).get("workerid", "main")
+        self._workers = getattr(config, "workerinput", {}).get("workercount", 1)
         self.artifacts = (config.invocation_params.dir / options.artifacts).absolute()
         self.journal = Journal()
         self.progress = ProgressLine(config, self.journal)
@@ -89,13 +93,19 @@ class LabSession:
     def _open(self) -> Run:
         place = _or_raise(self.place)
         return open_run(
-            self.options,
+            replace(self.options, pool=self._pool_size),
             place.choice,
             place.folder,
             worker=self.worker,
             journal=self.journal,
             progress=self.progress.building,
         )
+
+    @property
+    def _pool_size(self) -> int:
+        if self.options.pool is not None:
+            return self.options.pool
+        return pool_size(len(os.sched_getaffinity(0)), self._workers)
 
     @property
     def run(self) -> Run:
@@ -208,7 +218,7 @@ class LabSession:
         """See a guest for the last time; whether it is to be kept after the run."""
         if isinstance(error, INTERRUPTIONS):
             return False
-        self.inspect(guest, node, ask=False)
+        self.inspect(guest, node, ask=False, used=self._is_used(guest, node, error))
         if isinstance(node, pytest.Item):
             self.tell_junit(node, guest)
         if error is None:
@@ -219,7 +229,14 @@ class LabSession:
         wanted = self.options.keep == "always" or (self.options.keep == "failed" and failed)
         return wanted and _is_on(guest)
 
-    def inspect(self, guest: Guest, node: Node, *, ask: bool) -> None:
+    def _is_used(self, guest: Guest, node: Node, error: BaseException | None) -> bool:
+        """Whether a guest that ends is one of the running test: others may just have to make way for it."""
+        test = self.running
+        return test is not None and (
+            error is not None or node is test or guest in test.stash.get(ACCOUNTS, {})
+        )
+
+    def inspect(self, guest: Guest, node: Node, *, ask: bool, used: bool = True) -> None:
         """Look at the kernel of a guest, and write down for the test that runs what is new.
 
         Args:
@@ -227,6 +244,7 @@ class LabSession:
             node: the test or module that it lasts for.
             ask: also ask its shell, where that tells something new: what its console does not show, or, of
                 the first guest of its kind, which modules and devices there are.
+            used: whether the test that runs uses it; else it is told only what is new.
 
         Raises:
             ConfigError: the test's mark is wrong.
@@ -237,8 +255,7 @@ class LabSession:
         )
         if inspection.answer:
             self._asked_of.add(kind)
-        # A shared guest ends in whichever test is the last of its module.
-        if self.running and (inspection.findings or LiveGuest(guest, node).serves(self.running)):
+        if self.running and (inspection.findings or used):
             folder = self._artifacts_of(guest, node).relative_to(self.artifacts)
             note(self.running, guest, inspection, self.known.kernel, str(folder))
 

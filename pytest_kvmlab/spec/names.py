@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-SHORT_NAME = r"[a-z][a-z0-9-]{0,30}"
+# No hyphen at the end: guests are hosts by these names (RFC 1123 section 2.1).
+SHORT_NAME = r"[a-z]([a-z0-9-]{0,29}[a-z0-9])?"
 IMAGE_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
 
@@ -37,7 +38,9 @@ def check_short_name(name: str, kind: str) -> str:
         ValueError: it is not a lower-case letter followed by up to 30 letters, digits or hyphens.
     """
     if not re.fullmatch(SHORT_NAME, name):
-        raise ValueError(f"{kind}'s name is a lower-case letter, then up to 30 of a-z, 0-9 and '-'")
+        raise ValueError(
+            f"{kind}'s name is a lower-case letter, then up to 30 of a-z, 0-9 and '-', the last no '-'"
+        )
     return name
 
 

@@ -51,7 +51,7 @@ def one(launcher: Launcher) -> None:
     """A test with a clean guest that is spoilt."""
     with started(launcher) as guest:
         assert frozen(guest).state.exists()
-        guest.serial.run("test ! -e /data/x && touch /data/x && sync", timeout=60)
+        assert guest.serial.run("test ! -e /data/x && touch /data/x && sync", timeout=60).ok
         assert guest.serial.run("ls /data/x").ok
 
 

@@ -87,6 +87,10 @@ def test_the_exit_status_is_the_verdict_that_was_asked_for(
     assert "1 tests fail as before" in str(result.stdout)
 
 
+def test_a_run_that_stops_at_a_failure_is_no_verdict_on_the_rest(saved: Project) -> None:
+    assert run(saved, "-x", "--kvm-baseline=first", "--kvm-fail-on=regression").ret == FAILED
+
+
 def test_under_xdist_it_is_the_same(saved: Project) -> None:
     result = run(saved, "-n2", "--kvm-baseline=first", "--kvm-fail-on=regression", planted="broken")
     assert result.ret == FAILED

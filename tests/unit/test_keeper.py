@@ -21,6 +21,7 @@ from pytest_kvmlab.keeper.run_folder import (
     owning,
     run_folders,
     runs_root,
+    tail_of,
 )
 
 LONG_AGO = 1_000_000_000
@@ -43,6 +44,31 @@ def dead(runs: Path) -> RunFolder:
     os.close(lock)
     assert folder.path.parent == runs
     return folder
+
+
+# Why a private host failed
+
+
+def test_the_end_of_a_long_log_begins_with_a_whole_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {number} of the log\n" for number in range(1000)))
+    tail = tail_of(log).splitlines()
+    assert tail == [f"line {number} of the log" for number in range(1000 - len(tail), 1000)]
+    assert len(tail) > 50
+
+
+@pytest.mark.parametrize("text", ["short", "x" * 5000])
+def test_a_log_of_one_line_has_an_end_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "log").write_text(text)
+    assert tail_of(tmp_path / "log") == text[-2000:]
+
+
+def test_a_reason_keeps_its_beginning_however_long_the_log_is_that_it_quotes(living: RunFolder) -> None:
+    assert living.told_failure() == ""
+    why = "libvirtd was ended by signal 9; it said: " + "much\n" * 1000
+    living.tell_failure(why)
+    living.tell_failure("what came later")
+    assert living.told_failure() == why
 
 
 # The folder for runs

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from pytest_kvmlab.errors import GuestError, WaitTimeout
-from pytest_kvmlab.lab.pool import Pool
+from pytest_kvmlab.lab.pool import Pool, pool_size
 
 SECONDS = 20
 
@@ -41,6 +41,16 @@ def pool() -> Iterator[Pool[int]]:
     pool = Pool[int](2, ExitStack.close)
     yield pool
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("processors", "workers", "size"),
+    [(1, 1, 0), (2, 1, 1), (16, 1, 4), (2, 2, 0), (2, 4, 0), (16, 4, 1), (16, 2, 2), (16, 16, 0)],
+)
+def test_clones_wait_where_a_processor_is_left_to_start_them(
+    processors: int, workers: int, size: int
+) -> None:
+    assert pool_size(processors, workers) == size
 
 
 def taken(pool: Pool[int], kind: str = "kind") -> int | None:

@@ -72,6 +72,13 @@ def test_what_a_guest_is_counts(other: Wanted) -> None:
     assert key(other) != key(one())
 
 
+def test_a_password_counts_though_nobody_sees_it() -> None:
+    one_word, other = (one(login={"channel": "serial", "password": word}) for word in ("a", "b"))
+    assert key(one_word) != key(other)
+    assert one_word.kind != other.kind
+    assert key(one_word) == key(one(login={"channel": "serial", "password": "a"}))
+
+
 def test_what_it_runs_on_counts() -> None:
     keys = [
         key(one()),
