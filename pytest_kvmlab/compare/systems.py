@@ -62,22 +62,26 @@ def _messages(runs: Iterable[RunRecord]) -> dict[str, Message]:
 
 
 def losses(before: Sequence[RunRecord], after: Sequence[RunRecord]) -> list[Loss]:
-    """What guests had and have no more.
+    """What guests had and have no more, each thing once.
+
+    A guest is compared with that of the same test: another test may have asked for one with a dongle more.
 
     Args:
         before: the runs to compare with.
         after: the runs of now; a guest that is not in them has lost nothing.
     """
     earlier, later = _systems(before), _systems(after)
-    common = [guest for guest in earlier if guest in later]
-    return [loss for guest in common for loss in _losses(guest, earlier[guest], later[guest])]
+    common = [key for key in earlier if key in later]
+    return list(dict.fromkeys(loss for key in common for loss in _losses(key[1], earlier[key], later[key])))
 
 
-def _systems(runs: Iterable[RunRecord]) -> dict[str, list[SystemRecord]]:
-    found: dict[str, list[SystemRecord]] = {}
+def _systems(runs: Iterable[RunRecord]) -> dict[tuple[str, str], list[SystemRecord]]:
+    """The systems of each test's guests, by the test's id and the guest's label."""
+    found: dict[tuple[str, str], list[SystemRecord]] = {}
     for run in runs:
-        for guest in (guest for test in run.tests for guest in test.guests if guest.system in run.systems):
-            found.setdefault(label(guest), []).append(run.systems[guest.system])
+        for test in run.tests:
+            for guest in (guest for guest in test.guests if guest.system in run.systems):
+                found.setdefault((test.id, label(guest)), []).append(run.systems[guest.system])
     return found
 
 

@@ -141,6 +141,7 @@ class ConsoleReader:
         line.setblocking(False)
         self._kept = bytearray(before[-KEPT_BYTES:])
         self._dropped = len(before) - len(self._kept)
+        self._unwritten = bytearray()
         self._ended = False
         self._news = threading.Condition()
         self._taking = threading.Lock()  # held from the moment that bytes leave the line until they are kept
@@ -204,6 +205,12 @@ class ConsoleReader:
                 self._news.wait(_CATCH_UP_SECONDS)
         with self._taking:
             pass
+
+    def unwritten(self) -> bytes:
+        """Take the newest of what came since the last call and is in no file, because that is full."""
+        with self._taking:
+            newest, self._unwritten = bytes(self._unwritten), bytearray()
+        return newest
 
     def write(self, data: bytes, deadline: Deadline) -> None:
         """Send bytes to the guest.
@@ -285,7 +292,8 @@ class ConsoleReader:
         with self._taking:
             if received := self._receive():
                 data = self._echo.cut(received)
-                self._raw.append(data)
+                if not self._raw.append(data):
+                    self._unwritten = (self._unwritten + data)[-KEPT_BYTES:]
                 self._lines.feed(data)
                 self._keep(data)  # last: what somebody has seen is in the files
         return bool(received)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_kvmlab.drivers.console_log import transcript_of
 from pytest_kvmlab.drivers.serial_shell import Session
 from pytest_kvmlab.errors import ImageError
 
@@ -53,6 +54,11 @@ class Frozen:
     def console(self) -> Path:
         """What its console showed until then; the bytes as received are beside it."""
         return self.folder / CONSOLE
+
+    @property
+    def shown(self) -> int:
+        """How many bytes its console had shown."""
+        return transcript_of(self.console).stat().st_size
 
     def blank(self, number: int) -> Path:
         """An overlay, in which nothing is written yet, on one of its disks."""

@@ -13,7 +13,6 @@ from pytest_kvmlab.lab.commands import COMMAND_SECONDS
 from pytest_kvmlab.lab.dongles import Supply
 from pytest_kvmlab.lab.guest_usb import GuestUsb
 from pytest_kvmlab.lab.kernel_upgrade import KernelUpgrades, Packages
-from pytest_kvmlab.lab.kernel_watch import KernelWatch
 from pytest_kvmlab.lab.machine import Machine
 from pytest_kvmlab.lab.nic import Nic
 from pytest_kvmlab.lab.store import Image
@@ -58,7 +57,6 @@ class Guest(KernelUpgrades):
         self.image_identity = image_identity
         self.nics = tuple(nics)
         self.usb = GuestUsb(self, dongles)
-        self.kernel_watch = KernelWatch(self)
         self._save = save
         self._relays: dict[int, Relay] = {}
 

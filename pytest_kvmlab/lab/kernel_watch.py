@@ -44,6 +44,7 @@ class KernelWatch:
         self._heard = 0
         self._known: set[tuple[str, float | None]] = set()
         self._taint = ""
+        self._found_before: list[Finding] = []
 
     @property
     def hears_all(self) -> bool:
@@ -55,17 +56,41 @@ class KernelWatch:
         """Find out what is new.
 
         Args:
-            ask: also ask the guest's shell, for what a quiet kernel does not print on the console. Only a
-                guest to which there is a connection is asked: to make one would take its time.
+            ask: also ask the guest's shell, where its kernel is quiet on the console. Only a guest to which
+                there is a connection is asked: to make one would take its time.
         """
-        answer = self._asked() if ask else None
+        answer = self.ask() if ask and not self.hears_all and self._guest.connected else None
         logged = answer.findings if answer else ()
-        findings = [*self._unknown([*logged, *scan(self._console())])]
+        findings = [*self._found_before, *self._unknown([*logged, *scan(self._console())])]
+        self._found_before.clear()
         if answer:
             new = "".join(flag for flag in flags(answer.tainted) if flag not in self._taint)
             self._taint += new
             findings += taint_findings(new, [finding.kind for finding in findings])
         return Inspection(tuple(findings), answer)
+
+    def look_before_it_ends(self) -> None:
+        """Look now, and tell with the next look: what the kernel says is about to be over."""
+        self._found_before += self.look(ask=True).findings
+
+    def begin_anew(self) -> None:
+        """Expect a kernel that boots: it has no taint yet."""
+        self._taint = ""
+
+    def skip(self, shown: int) -> None:
+        """Go on behind what the console of a guest shows that was set back, and that was heard before.
+
+        Args:
+            shown: so many bytes.
+        """
+        self._heard = shown
+
+    def ask(self) -> Answer | None:
+        """Ask the guest's shell; None if it does not answer, or there is none."""
+        with suppress(KvmlabError, AssertionError):
+            if self._guest.machine.is_on:
+                return read_answer(self._guest.ask(QUESTION, self._guest.deadline(_QUESTION_SECONDS)).stdout)
+        return None
 
     def _unknown(self, findings: Iterable[Finding]) -> Iterator[Finding]:
         """Those that are heard of for the first time; most are on the console and in the log."""
@@ -75,7 +100,10 @@ class KernelWatch:
                 yield finding
 
     def _console(self) -> Iterator[bytes]:
-        """What the console has shown since last time, in whole lines: half of one would be no complaint."""
+        """What the console has shown since last time, in whole lines: half of one would be no complaint.
+
+        Of what a babbling guest shows when its file is full, the newest is looked at.
+        """
         if self._guest.machine.was_on:
             self._guest.machine.console.catch_up(Deadline(_CATCH_UP_SECONDS))
         with suppress(OSError), Path(self._guest.machine.transcript).open("rb") as file:
@@ -84,12 +112,8 @@ class KernelWatch:
                 self._heard += len(lines)
                 file.seek(self._heard)
                 yield lines
-
-    def _asked(self) -> Answer | None:
-        with suppress(KvmlabError, AssertionError):
-            if self._guest.connected and self._guest.machine.is_on:
-                return read_answer(self._guest.ask(QUESTION, self._guest.deadline(_QUESTION_SECONDS)).stdout)
-        return None
+        if self._guest.machine.was_on:
+            yield self._guest.machine.console.unwritten()
 
 
 def _whole_lines(piece: bytes) -> bytes:

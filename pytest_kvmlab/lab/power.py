@@ -3,12 +3,16 @@
 import re
 
 from pytest_kvmlab.deadline import Deadline
+from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.errors import CommandFailed, ConfigError, GuestError, WaitTimeout
 from pytest_kvmlab.lab.conditions import Conditions
 from pytest_kvmlab.lab.identity import become_somebody
+from pytest_kvmlab.lab.kernel_watch import KernelWatch
+from pytest_kvmlab.lab.machine import Machine
 from pytest_kvmlab.lab.readiness import open_channel, prove_ready, prove_useful
 from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.lab.waking import go_on
+from pytest_kvmlab.spec.resolved import GuestSpec
 
 _POWER_SECONDS = 60.0
 _ATTEMPT_SECONDS = 10.0
@@ -17,7 +21,21 @@ _SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 
 
 class Power(Conditions):
-    """A guest as far as its power and its state are concerned."""
+    """A guest as far as its power and its state are concerned.
+
+    Args:
+        machine: the virtual machine.
+        spec: what was asked for, all defaults filled in.
+        ssh: the way in over SSH, not yet open.
+        timeout_scale: what timeouts are multiplied by.
+
+    Attributes:
+        kernel_watch: listens to what its kernel complains about.
+    """
+
+    def __init__(self, machine: Machine, spec: GuestSpec, ssh: SshChannel, *, timeout_scale: float) -> None:
+        super().__init__(machine, spec, ssh, timeout_scale=timeout_scale)
+        self.kernel_watch = KernelWatch(self)
 
     def start(self, *, timeout: float | None = None) -> None:
         """Switch the guest on after `shutdown` or `crash`, its disks as they were; wait until it is ready.
@@ -81,6 +99,7 @@ class Power(Conditions):
 
     def crash(self) -> None:
         """Cut the power, as a power failure would; `start` switches the guest on again."""
+        self._look_before_it_ends()
         self._ssh.close()
         self.machine.power_off()
 
@@ -96,6 +115,7 @@ class Power(Conditions):
         self.machine.renew()
         self.machine.usb.renew()
         if self.machine.frozen:
+            self.kernel_watch.skip(self.machine.frozen.shown)
             self.thaw()
         else:
             self.start(timeout=timeout)
@@ -136,6 +156,7 @@ class Power(Conditions):
         Raises:
             GuestError: there is no such snapshot.
         """
+        self.kernel_watch.look_before_it_ends()
         self._monitor_snapshot("loadvm", name, timeout)
         self._ssh.close()
         self.serial.forget()
@@ -155,9 +176,14 @@ class Power(Conditions):
 
     def _leave(self, program: str, deadline: Deadline) -> None:
         """Start a program that ends this boot, without waiting for its end, which is the channel's too."""
+        self._look_before_it_ends()
         self.ask(f"(sleep 0.3; {program}) >/dev/null 2>&1 &", deadline)
         self._ssh.close()
         self.serial.forget()
+
+    def _look_before_it_ends(self) -> None:
+        self.kernel_watch.look_before_it_ends()
+        self.kernel_watch.begin_anew()
 
     def _boot_id(self, deadline: Deadline) -> str:
         return self.ask_for("cat /proc/sys/kernel/random/boot_id", deadline).strip()

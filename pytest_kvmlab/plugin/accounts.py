@@ -23,7 +23,8 @@ class GuestAccount:
     Attributes:
         guest: the guest, which may be gone.
         complaints: what its kernel complained about, with excuses.
-        answer: what its shell said about its kernel last.
+        answer: what its shell said about its kernel last, if it was asked.
+        inventory: what the first guest of its kind said when it was ready.
         folder: where its files are, below the folder of artifacts.
     """
 
@@ -31,6 +32,7 @@ class GuestAccount:
     folder: str
     complaints: list[Complaint] = field(default_factory=list)
     answer: Answer | None = None
+    inventory: Answer | None = None
 
 
 FRESH = pytest.StashKey[list[Complaint]]()
@@ -39,22 +41,32 @@ ACCOUNTS = pytest.StashKey[dict[Guest, GuestAccount]]()
 """The guests of a test, shared ones included."""
 
 
+def account_of(item: pytest.Item, guest: Guest, folder: str) -> GuestAccount:
+    """What a guest has shown during a test.
+
+    Args:
+        item: the test that runs now.
+        guest: a guest of the test or of its module.
+        folder: where the guest's files are, below the folder of artifacts.
+    """
+    return item.stash.setdefault(ACCOUNTS, {}).setdefault(guest, GuestAccount(guest, folder))
+
+
 def note(
-    item: pytest.Item, guest: Guest, inspection: Inspection, known: Sequence[KnownComplaint], folder: str
+    item: pytest.Item, account: GuestAccount, inspection: Inspection, known: Sequence[KnownComplaint]
 ) -> None:
     """Write down for a test what a look at a guest has shown.
 
     Args:
         item: the test that runs now.
-        guest: a guest of the test or of its module.
+        account: what the guest has shown before.
         inspection: what was found.
         known: complaints that are known, and no failure for a time.
-        folder: where the guest's files are, below the folder of artifacts.
 
     Raises:
         ConfigError: the test's mark is wrong.
     """
-    account = item.stash.setdefault(ACCOUNTS, {}).setdefault(guest, GuestAccount(guest, folder))
+    guest = account.guest
     account.answer = inspection.answer or account.answer
     expected = (*guest.spec.expect_kernel, *(merged_mark(item).expect_kernel or ()))
     found = [_judged(guest.name, finding, expected, known) for finding in inspection.findings]

@@ -1,5 +1,6 @@
 """Compares a run with its baseline when it ends, and lets the verdict be the run's."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,15 +20,18 @@ class Comparing:
     Args:
         session: has the options.
         recording: has the record, once the run has ended.
+        failures: what else went wrong, which no baseline excuses.
 
     Raises:
         ConfigError: the baseline cannot be read, or there is none although something depends on it.
     """
 
-    def __init__(self, session: LabSession, recording: Recording) -> None:
+    def __init__(self, session: LabSession, recording: Recording, failures: Sequence[str]) -> None:
         self._options = session.options
         self._known = session.known.test
         self._recording = recording
+        self._failures = failures
+        self._uncollected = False
         self._found: Comparison | KvmlabError | None = None
         self._before = self._baseline(session.config)
 
@@ -40,6 +44,10 @@ class Comparing:
                 f"--kvm-fail-on={self._options.fail_on} needs a baseline", "name one: --kvm-baseline"
             )
         return None
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Know of files that could not be read: their tests are not in the comparison."""
+        self._uncollected |= report.failed
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -59,7 +67,8 @@ class Comparing:
         verdicts = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if session.exitstatus not in verdicts or session.shouldfail or session.shouldstop:
             return session.exitstatus
-        worse = isinstance(self._found, KvmlabError) or self._is_worse()
+        broken = bool(self._failures) or self._uncollected or isinstance(self._found, KvmlabError)
+        worse = broken or self._is_worse()
         return pytest.ExitCode.TESTS_FAILED if worse else pytest.ExitCode.OK
 
     def _is_worse(self) -> bool:

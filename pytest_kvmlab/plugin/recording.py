@@ -61,7 +61,7 @@ class Recording:
             accounts = item.stash.get(ACCOUNTS, {}).values()
             vars(report)[_SENT] = {
                 "guests": [guest.model_dump(mode="json") for guest in self._guests(accounts)],
-                "systems": dict(_system(account.answer) for account in accounts if account.answer),
+                "systems": dict(_system(each.inventory) for each in accounts if each.inventory),
             }
             item.stash[ACCOUNTS] = {}
         return report
@@ -82,7 +82,8 @@ class Recording:
             self._written_events[guest] = len(events)
             yield guest_record(
                 guest,
-                answer=account.answer,
+                answer=account.answer or account.inventory,
+                inventory=account.inventory,
                 complaints=account.complaints,
                 events=fresh,
                 template=[event for event in others if event.subject == guest.name],
@@ -132,6 +133,6 @@ class Recording:
             terminalreporter.write_line(f"kvmlab: {self._failure}", yellow=True)
 
 
-def _system(answer: Answer) -> tuple[str, dict[str, Any]]:
-    key, record = system_record(answer)
+def _system(inventory: Answer) -> tuple[str, dict[str, Any]]:
+    key, record = system_record(inventory)
     return key, record.model_dump(mode="json")

@@ -21,11 +21,14 @@ class Resets:
 
     Args:
         session: has the launcher.
+
+    Attributes:
+        failures: what went wrong behind the tests' backs, known when the session has finished.
     """
 
     def __init__(self, session: LabSession) -> None:
         self._session = session
-        self._failures: list[str] = []
+        self.failures: list[str] = []
         self._ways: Counter[str] = Counter()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -47,25 +50,25 @@ class Resets:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Wait until every guest has ended; one that did not fails the run, not just any test."""
         if isinstance(opened := self._session.__dict__.get("_opened"), Run):
-            self._failures += map(told, opened.launcher.finish())
+            self.failures += map(told, opened.launcher.finish())
             self._ways.update(_ways(self._session.journal.events()))
         if output := getattr(session.config, "workeroutput", None):
-            output[_SENT] = [self._failures, dict(self._ways)]
-        if self._failures and session.exitstatus == pytest.ExitCode.OK:
+            output[_SENT] = [self.failures, dict(self._ways)]
+        if self.failures and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Hear from an xdist worker how its guests ended."""
         failures, ways = getattr(node, "workeroutput", {}).get(_SENT, ([], {}))
-        self._failures += failures
+        self.failures += failures
         self._ways.update(ways)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Tell what went wrong behind the tests' backs, and which guests were not clones, and why."""
-        if self._failures:
+        if self.failures:
             terminalreporter.section("kvmlab: guests that did not end", red=True)
-            terminalreporter.write("".join(f"{line}\n" for line in self._failures))
+            terminalreporter.write("".join(f"{line}\n" for line in self.failures))
         if len(self._ways) > 1:
             terminalreporter.section("kvmlab: clean guests")
             terminalreporter.write("".join(f"{times} x {way}\n" for way, times in self._ways.most_common()))

@@ -15,13 +15,14 @@ import pytest
 from pytest_kvmlab.errors import KvmlabError, TeardownError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.client import Keeper
+from pytest_kvmlab.kernel_log.question import Answer
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.kept import KEPT_SECONDS, hand_over, kept_guests
 from pytest_kvmlab.lab.lab import Lab
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.pool import pool_size
 from pytest_kvmlab.lab.run import Run, open_run
-from pytest_kvmlab.plugin.accounts import ACCOUNTS, note
+from pytest_kvmlab.plugin.accounts import ACCOUNTS, account_of, note
 from pytest_kvmlab.plugin.asked import asked_guest, asked_lab, named_lab
 from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 from pytest_kvmlab.plugin.live import LiveGuest, Node
@@ -72,7 +73,7 @@ class LabSession:
         self.live: list[LiveGuest] = []
         self.running: pytest.Item | None = None
         self._own_kernels: dict[str, str] = {}
-        self._asked_of: set[tuple[str, GuestSpec]] = set()
+        self._inventories: dict[tuple[str, GuestSpec], Answer | None] = {}
         self.to_come = 0
         folder, known = config.invocation_params.dir, options.known_issues
         self.known = load_known_issues(folder / known) if known else KnownIssues()
@@ -207,6 +208,7 @@ class LabSession:
     def _live(self, guest: Guest, node: Node) -> Iterator[None]:
         """Know a guest as one that is up for a test."""
         forget_files(self._artifacts_of(guest, node))
+        self._take_inventory(guest)
         live = LiveGuest(guest, node)
         self.live.append(live)
         try:
@@ -229,6 +231,12 @@ class LabSession:
         wanted = self.options.keep == "always" or (self.options.keep == "failed" and failed)
         return wanted and _is_on(guest)
 
+    def _take_inventory(self, guest: Guest) -> None:
+        """Ask the first guest of its kind which modules and devices it has, before its test changes that."""
+        kind = _kind(guest)
+        if kind not in self._inventories:
+            self._inventories[kind] = guest.kernel_watch.ask()
+
     def _is_used(self, guest: Guest, node: Node, error: BaseException | None) -> bool:
         """Whether a guest that ends is one of the running test: others may just have to make way for it."""
         test = self.running
@@ -242,22 +250,18 @@ class LabSession:
         Args:
             guest: a guest that was switched on.
             node: the test or module that it lasts for.
-            ask: also ask its shell, where that tells something new: what its console does not show, or, of
-                the first guest of its kind, which modules and devices there are.
+            ask: also ask its shell, where that tells what its console does not show.
             used: whether the test that runs uses it; else it is told only what is new.
 
         Raises:
             ConfigError: the test's mark is wrong.
         """
-        kind = (guest.image_identity, guest.spec)
-        inspection = guest.kernel_watch.look(
-            ask=ask and (kind not in self._asked_of or not guest.kernel_watch.hears_all)
-        )
-        if inspection.answer:
-            self._asked_of.add(kind)
+        inspection = guest.kernel_watch.look(ask=ask)
         if self.running and (inspection.findings or used):
             folder = self._artifacts_of(guest, node).relative_to(self.artifacts)
-            note(self.running, guest, inspection, self.known.kernel, str(folder))
+            account = account_of(self.running, guest, str(folder))
+            account.inventory = self._inventories.get(_kind(guest))
+            note(self.running, account, inspection, self.known.kernel)
 
     def look_at(self, guest: Guest, node: Node) -> Evidence:
         """Gather what a guest shows now."""
@@ -326,6 +330,10 @@ def _or_raise(found: Found | KvmlabError) -> Found:
     if isinstance(found, KvmlabError):
         raise found
     return found
+
+
+def _kind(guest: Guest) -> tuple[str, GuestSpec]:
+    return guest.image_identity, guest.spec
 
 
 def _name_within(node: Node, name: str) -> str:

@@ -36,6 +36,7 @@ def guest_record(
     guest: Guest,
     *,
     answer: Answer | None,
+    inventory: Answer | None,
     complaints: Iterable[Complaint],
     events: Iterable[Event],
     template: Iterable[Event],
@@ -46,6 +47,7 @@ def guest_record(
     Args:
         guest: the guest, which may be gone.
         answer: what its shell said about its kernel, if it was asked.
+        inventory: what the first guest of its kind said when it was ready.
         complaints: what its kernel complained about.
         events: what happened to it during the test.
         template: what happened to the template that it was cloned from, if that was made in this test.
@@ -63,7 +65,7 @@ def guest_record(
         ),
         dongles=tuple(keys.called for keys in guest.spec.usb),
         tainted=flags(answer.tainted) if answer else "",
-        system=system_record(answer)[0] if answer else "",
+        system=system_record(inventory)[0] if inventory else "",
         phases=(*_phases(template, "template "), *_phases(events)),
         findings=tuple(map(_finding, same_complaints(complaints))),
     )

@@ -81,7 +81,7 @@ class DeviceRecord(Record):
 
 
 class SystemRecord(Record):
-    """What was loaded and plugged in a guest at the end of a test."""
+    """What was loaded and plugged in the first guest of its kind when it was ready, before a test used it."""
 
     kernel: str
     modules: tuple[str, ...]

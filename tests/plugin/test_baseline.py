@@ -26,6 +26,14 @@ reason = "planted"
 link = "https://bugs.example.org/1"
 until = 2999-12-31
 """
+# A guest that does not end is not to be had from a sound libvirt.
+UNENDING = """
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    session.config.pluginmanager.get_plugin("kvmlab-resets").failures.append("guest did not end")
+"""
 # The driver of the random numbers is taken away, the kernel is told to print a complaint, and one test fails.
 GUEST = """
 import os
@@ -40,6 +48,16 @@ def test_it(guest, number):
     guest.succeed("true")
     if PLANTED and number == 1:
         guest.succeed("echo x > $(ls -d /sys/fs/ext4/vd*)/trigger_fs_error")
+"""
+# It loads a module, which no later run lacks that does without this test, or does it last.
+LOADS = """
+import pytest
+pytestmark = pytest.mark.kvm(image="micro")
+
+def test_loads(guest):
+    guest.succeed("modprobe usb-storage")
+def test_steady(guest):
+    guest.succeed("true")
 """
 
 
@@ -111,6 +129,21 @@ def test_a_run_that_was_interrupted_stays_interrupted(saved: Project) -> None:
     assert result.ret == pytest.ExitCode.INTERRUPTED
 
 
+def test_files_that_cannot_be_read_are_no_part_of_the_verdict(saved: Project) -> None:
+    saved.write("test_unreadable.py", "import nothing_of_that_name")
+    options = ["--continue-on-collection-errors", "--kvm-baseline=first", "--kvm-fail-on=regression"]
+    result = run(saved, *options)
+    assert result.ret == FAILED
+    assert "nothing is worse than before" in str(result.stdout)
+
+
+def test_a_guest_that_did_not_end_is_no_part_of_the_verdict(saved: Project) -> None:
+    saved.write("conftest.py", UNENDING)
+    result = run(saved, "--kvm-baseline=first", "--kvm-fail-on=regression")
+    assert result.ret == FAILED
+    assert "nothing is worse than before" in str(result.stdout)
+
+
 def test_a_baseline_without_overlap_is_told(saved: Project) -> None:
     saved.write("test_other.py", "def test_other(): ...")
     result = run(saved, "test_other.py", "--kvm-baseline=first", "--kvm-fail-on=regression")
@@ -170,6 +203,15 @@ def test_the_command_prints_json_and_the_schema(saved: Project) -> None:
     assert found["regressions"] == []
     assert "nothing is worse than before" in (saved.folder / "page.html").read_text()
     assert json.loads(kvmlab(saved, "baseline", "schema").stdout)["title"] == "pytest-kvmlab run"
+
+
+def test_what_a_test_loads_itself_is_not_lost_by_the_next_run(project: Project) -> None:
+    project.write("test_it.py", LOADS)
+    run(project)
+    kvmlab(project, "baseline", "save", "both")
+    result = run(project, "-ktest_steady", "--kvm-baseline=both", "--kvm-fail-on=regression")
+    assert result.ret == OK
+    assert "usb_storage" not in str(result.stdout)
 
 
 def test_what_was_planted_in_guests_is_found_and_nothing_else(project: Project) -> None:

@@ -21,6 +21,13 @@ def test_provoked(guest):
     assert not guest.kernel_watch.look(ask=True).findings
     guest.run(BREAK_FILES)
 
+@pytest.mark.parametrize("undo", ["reset", "revert"])
+def test_undone(guest, undo):
+    guest.snapshot("before")
+    guest.run(BREAK_FILES)
+    guest.reset() if undo == "reset" else guest.revert("before")
+    assert not guest.succeed("dmesg | grep trigger_test_error; true")
+
 @pytest.mark.kvm(expect_kernel=["fs-error: planted"])
 def test_expected(guest):
     guest.run(BREAK_FILES)
@@ -61,6 +68,11 @@ def test_tainted(shared_guest):
 def test_after(shared_guest):
     shared_guest.succeed("true")
 
+def test_set_back(shared_guest):
+    shared_guest.snapshot("before")
+    shared_guest.succeed("echo 128 > /proc/sys/kernel/tainted")
+    shared_guest.revert("before")
+
 def test_known(shared_guest):
     shared_guest.succeed("echo 16384 > /proc/sys/kernel/tainted")
 """
@@ -95,14 +107,17 @@ def checked_run(module_project: Project) -> CheckedRun:
 
 
 def test_only_unexcused_complaints_fail(checked_run: CheckedRun) -> None:
-    checked_run.result.assert_outcomes(passed=6, failed=4, errors=1, xfailed=1)
+    checked_run.result.assert_outcomes(passed=6, failed=7, errors=1, xfailed=1)
 
 
 @pytest.mark.parametrize(
     ("test", "complaint"),
     [
         ("test_provoked", "guest: fs-error: EXT4-fs error (device vda): trigger_test_error"),
+        ("test_undone[reset]", "guest: fs-error: EXT4-fs error (device vda): trigger_test_error"),
+        ("test_undone[revert]", "guest: fs-error: EXT4-fs error (device vda): trigger_test_error"),
         ("test_tainted", "guest: taint: U: a program asked for it"),
+        ("test_set_back", "guest: taint: D: the kernel has died before"),
     ],
 )
 def test_a_complaint_fails_a_test_that_passed(checked_run: CheckedRun, test: str, complaint: str) -> None:

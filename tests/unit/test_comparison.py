@@ -123,6 +123,16 @@ def test_what_a_guest_lost(after: RunRecord, lost: list[str], regressions: int) 
     assert len(found.regressions) == regressions
 
 
+def test_a_dongle_that_only_one_test_asked_for_is_missed_there() -> None:
+    def seen(*dongles: DeviceRecord) -> RunRecord:
+        systems = {"plain": system(), "dongle": system(devices=[VIRTIO, *dongles])}
+        tests = [case(f"test_{each}", "passed", guest(system=each)) for each in systems]
+        return run(*tests, case("test_again", "passed", guest(system="dongle")), systems=systems)
+
+    found = compared([seen(DONGLE)], [seen()])
+    assert found.regressions == ["web (debian-12) lost device usb 0a5e:2110"]
+
+
 def test_what_was_not_always_there_is_not_lost() -> None:
     found = compared([with_system("ext4", devices=[VIRTIO, DONGLE]), with_system()], [with_system()])
     assert found.losses == ()

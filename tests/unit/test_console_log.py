@@ -54,6 +54,18 @@ def test_the_log_has_whole_lines_with_their_times(tmp_path: Path) -> None:
     assert [found and found[2] for found in times] == ["Linux version", "", r"\x1b[31mred", "no end"]
 
 
+def test_what_no_file_takes_any_more_is_had_once(tmp_path: Path) -> None:
+    with reading(tmp_path, limit=100) as (guest, reader):
+        guest.sendall(b"x" * 99 + b"\n")
+        said(reader, "x\n")
+        reader.unwritten()
+        guest.sendall(b"y" * KEPT_BYTES + b"Kernel panic\n")
+        said(reader, "panic\n")
+        assert reader.unwritten().endswith(b"yKernel panic\n")
+        assert reader.unwritten() == b""
+    assert b"panic" not in (tmp_path / "console.log.raw").read_bytes()
+
+
 def test_who_catches_up_has_all_that_was_sent_before(tmp_path: Path) -> None:
     with reading(tmp_path) as (guest, reader):
         for number in range(500):

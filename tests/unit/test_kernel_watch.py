@@ -12,7 +12,10 @@ _COMPLAINT = b"[    1.500000] EXT4-fs error (device vda): trigger_test_error:129
 
 def watch(transcript: Path) -> KernelWatch:
     """The watch of a guest that is switched off, and has left this behind."""
-    guest = SimpleNamespace(machine=SimpleNamespace(was_on=False, transcript=transcript))
+    guest = SimpleNamespace(
+        connected=False,
+        machine=SimpleNamespace(was_on=False, transcript=transcript, plan=SimpleNamespace(boot=None)),
+    )
     return KernelWatch(cast("Commands", guest))
 
 
@@ -23,6 +26,18 @@ def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path) ->
         transcript.write_bytes(b"~ # " + _COMPLAINT[:length])
         assert heard.look(ask=False).findings == ()
     transcript.write_bytes(b"~ # " + _COMPLAINT)
+    (found,) = heard.look(ask=False).findings
+    assert found.kind == "fs-error"
+    assert heard.look(ask=False).findings == ()
+
+
+def test_what_is_heard_before_the_end_of_a_boot_is_told_with_the_next_look(tmp_path: Path) -> None:
+    transcript = tmp_path / "console.log.raw"
+    transcript.write_bytes(b"booting\r\n" + _COMPLAINT)
+    heard = watch(transcript)
+    heard.look_before_it_ends()
+    transcript.write_bytes(b"booting\r\n")
+    heard.skip(transcript.stat().st_size)
     (found,) = heard.look(ask=False).findings
     assert found.kind == "fs-error"
     assert heard.look(ask=False).findings == ()
