@@ -13,7 +13,7 @@ from pytest_kvmlab.compare.kernel_axis import kernels_of, under
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.baselines import Baselines, baselines_folder
 from pytest_kvmlab.lab.whole_file import write_whole
-from pytest_kvmlab.report.comparison import document, notes, rows, verdict
+from pytest_kvmlab.report.comparison import SUMMARY, document, notes, rows, summary, verdict
 from pytest_kvmlab.spec.known_issues import KnownIssues, load_known_issues
 
 Sides = Annotated[
@@ -42,6 +42,9 @@ def compare(
     else:
         for each in found:
             _print(each)
+        if len(found) > 1:
+            print()
+            print_table([column.upper() for column in SUMMARY], summary(found))
     if any(each.regressions or each.slowdowns for each in found):
         raise typer.Exit(1)
 

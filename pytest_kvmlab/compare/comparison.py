@@ -26,6 +26,17 @@ class Side:
     runs: tuple[RunRecord, ...]
 
     @property
+    def tests(self) -> frozenset[str]:
+        """The ids of its tests."""
+        return frozenset(test.id for run in self.runs for test in run.tests)
+
+    @property
+    def failing(self) -> frozenset[str]:
+        """The ids of those that failed in any of its runs."""
+        bad = ("failed", "error")
+        return frozenset(test.id for run in self.runs for test in run.tests if test.outcome in bad)
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """The kernels of its guests."""
         guests = (guest for run in self.runs for test in run.tests for guest in test.guests)
@@ -103,8 +114,7 @@ def compare(
 
 
 def _require_overlap(before: Side, after: Side) -> None:
-    names = [{test.id for run in side.runs for test in run.tests} for side in (before, after)]
-    if not names[0] & names[1]:
+    if not before.tests & after.tests:
         suites = [", ".join(dict.fromkeys(run.suite for run in side.runs)) for side in (before, after)]
         raise ConfigError(
             f"{before.name} and {after.name} have no test in common: suites {suites[0]} and {suites[1]}",

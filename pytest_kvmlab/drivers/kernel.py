@@ -12,7 +12,9 @@ from pytest_kvmlab.errors import ImageError
 
 # Positions in the setup header: the kernel's Documentation/x86/boot.rst
 _SETUP_SECTORS, _MAGIC, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x202, 0x248, 0x24C
-_VERSION = 0x20E
+_VERSION, _PROTOCOL, _LOAD_FLAGS = 0x20E, 0x206, 0x236
+# XLF_KERNEL_64, since protocol 2.12: the kernel can be entered in 64-bit mode, as an x86-64 one can.
+_FLAGS_SINCE, _64_BITS = 0x20C, 1
 _SECTOR = 512
 _LONGEST_RELEASE = 64
 # Without these a guest sees neither its disk nor its network.
@@ -97,6 +99,15 @@ def _require_x86(boot_image: bytes) -> None:
         raise ImageError("the kernel is no x86 Linux boot image")
 
 
+def _require_64_bits(boot_image: bytes, release: str) -> None:
+    protocol, flags = (struct.unpack_from("<H", boot_image, place)[0] for place in (_PROTOCOL, _LOAD_FLAGS))
+    if protocol >= _FLAGS_SINCE and not flags & _64_BITS:
+        raise ImageError(
+            f"the kernel {release} is of another architecture: it is a 32-bit one",
+            "guests run programs of amd64: build it with CONFIG_64BIT",
+        )
+
+
 def require_guests_can_run_it(boot_image: bytes, modules: Path, wanted: str) -> None:
     """See that guests could boot a kernel, before anything is built with it.
 
@@ -112,6 +123,7 @@ def require_guests_can_run_it(boot_image: bytes, modules: Path, wanted: str) -> 
         raise ImageError(
             f"the kernel {wanted} says of itself that it is {found}: its modules would be another version's"
         )
+    _require_64_bits(boot_image, wanted)
     if not (modules / "modules.builtin").exists():
         raise ImageError(f"the kernel {wanted} has no modules of its version", looked_at=[modules])
     if missing := [name for name in _NEEDED if not has_module(name, modules)]:

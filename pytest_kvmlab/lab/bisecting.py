@@ -102,7 +102,7 @@ def judged(question: Question, version: str, artifacts: Path) -> Verdict:
         artifacts: where the run leaves its record.
 
     Returns:
-        `bad` if a test failed; `skip` if guests did not come up, or no test ran to its end.
+        `bad` if a test failed, or what it needs; `skip` if guests did not come up, or no test ran to its end.
 
     Raises:
         ConfigError: pytest did not run the suite: its arguments are wrong, or it was interrupted.
@@ -120,11 +120,11 @@ def judged(question: Question, version: str, artifacts: Path) -> Verdict:
 
 
 def verdict_of(record: RunRecord) -> Verdict:
-    """What a run says of the kernel that it ran under; a guest that broke before its test says nothing."""
+    """What a run says of the kernel that it ran under; a guest that broke says nothing."""
     outcomes = {test.outcome for test in record.tests if not test.infrastructure}
-    if "failed" in outcomes:
+    if outcomes & {"failed", "error"}:
         return "bad"
-    broken = any(test.infrastructure or test.outcome == "error" for test in record.tests)
+    broken = any(test.infrastructure for test in record.tests)
     return "good" if "passed" in outcomes and not broken else "skip"
 
 

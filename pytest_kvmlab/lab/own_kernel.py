@@ -16,8 +16,8 @@ from pytest_kvmlab.spec.kernel import PACKAGE, release_of
 from pytest_kvmlab.spec.lock import LockedPackage
 from pytest_kvmlab.spec.validation import validate
 
-_SUFFIX = "-own"
 _LARGEST = 2**30
+_HASH_LETTERS = 8
 # What `make modules_install` leaves beside the modules leads to where the kernel was built.
 _ELSEWHERE = ("build", "source")
 _CONTROL = """\
@@ -76,7 +76,8 @@ def _taken(package: Path, store: Store) -> Kernel:
     written = {"name": name, "version": fields.get("Version"), "sha256": sha256, "size": len(content)}
     locked = validate(LockedPackage, written, source=str(package))
     _keep(content, locked, store)
-    return Kernel(f"{release}{_SUFFIX}", release, (locked,))
+    # A kernel that is built again has the same release, and is another one.
+    return Kernel(f"{release}-own-{sha256[:_HASH_LETTERS]}", release, (locked,))
 
 
 def _keep(content: bytes, package: LockedPackage, store: Store) -> None:

@@ -1,6 +1,6 @@
 """A comparison, told: lines for a terminal, a document for a script."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -10,6 +10,9 @@ from pytest_kvmlab.compare.rank_test import samples_for
 from pytest_kvmlab.compare.times import PhaseTimes
 
 Row = tuple[str, str, str]
+
+SUMMARY = ("Runs", "Kernel of guests", "Kernel of the host", "Tests", "Failing", "Worse", "Slower")
+"""What the columns of a summary are."""
 
 _CHANGES: tuple[Change, ...] = get_args(Change)
 _LONGEST_NOTE = 200
@@ -66,7 +69,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 def describe_side(side: Side) -> str:
     """What one side is."""
-    tests = len({test.id for run in side.runs for test in run.tests})
+    tests = len(side.tests)
     kernels, hosts = (", ".join(names) or "unknown" for names in (side.kernels, side.hosts))
     return (
         f"{side.name}: {len(side.runs)} runs, {tests} tests; kernel of guests {kernels}; of the host {hosts}"
@@ -79,6 +82,27 @@ def verdict(comparison: Comparison) -> str:
     if not worse and not slower:
         return "nothing is worse than before"
     return f"{worse} regressions, {slower} phases slower"
+
+
+def summary(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """All sides beside each other, a row of cells as in `SUMMARY` for each.
+
+    Args:
+        comparisons: one or more, all with the same side before.
+    """
+    worse = [("", "")] + [(str(len(each.regressions)), str(len(each.slowdowns))) for each in comparisons]
+    sides = [comparisons[0].before, *(each.after for each in comparisons)]
+    return [(*_summed_up(side), *counts) for side, counts in zip(sides, worse, strict=True)]
+
+
+def _summed_up(side: Side) -> tuple[str, ...]:
+    return (
+        f"{side.name} ({len(side.runs)})",
+        ", ".join(side.kernels) or "unknown",
+        ", ".join(side.hosts) or "unknown",
+        str(len(side.tests)),
+        str(len(side.failing)),
+    )
 
 
 def document(comparison: Comparison) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from pytest_kvmlab.compare.comparison import Comparison, Side
 from pytest_kvmlab.compare.times import samples
-from pytest_kvmlab.report.comparison import notes, rows, verdict
+from pytest_kvmlab.report.comparison import SUMMARY, notes, rows, summary, verdict
 from pytest_kvmlab.report.page import rendered
 from pytest_kvmlab.report.plots import times_plot
 
@@ -35,22 +35,12 @@ def comparison_page(comparisons: Sequence[Comparison]) -> str:
     return rendered(
         "comparison.html",
         title=" and ".join([sides[0].name, ", ".join(side.name for side in sides[1:])]),
-        sides=[_side(side) for side in sides],
+        columns=SUMMARY,
+        summary=summary(comparisons),
         comparisons=[_told(each) for each in comparisons],
         plots=list(_plots(sides, keys[:_MOST_PLOTS])),
         left_out=max(0, len(keys) - _MOST_PLOTS),
     )
-
-
-def _side(side: Side) -> dict[str, Any]:
-    tests = len({test.id for run in side.runs for test in run.tests})
-    return {
-        "name": side.name,
-        "runs": side.runs,
-        "kernels": side.kernels,
-        "hosts": side.hosts,
-        "tests": tests,
-    }
 
 
 def _told(comparison: Comparison) -> dict[str, Any]:

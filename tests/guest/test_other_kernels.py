@@ -1,5 +1,6 @@
 """Kernels that an image does not have: which are at hand, and which no guest could run."""
 
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,12 +34,19 @@ def quiet(_step: object, _share: float | None) -> None:
 
 
 def own_kernel(
-    folder: Path, *, release: str = OWN, modules_of: str = OWN, built_in: Sequence[str] = VIRTIO
+    folder: Path,
+    *,
+    release: str = OWN,
+    modules_of: str = OWN,
+    built_in: Sequence[str] = VIRTIO,
+    load_flags: int = 0x7F,
 ) -> Path:
     """A kernel as far as anybody looks at it before it boots."""
     image = bytearray(0x400)
     image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x206, 0x20F)
     struct.pack_into("<H", image, 0x20E, 0x100)
+    struct.pack_into("<H", image, 0x236, load_flags)
     image[0x300 : 0x300 + len(release)] = release.encode()
     modules = folder / "lib" / "modules" / modules_of
     modules.mkdir(parents=True)
@@ -145,8 +153,15 @@ def test_ones_own_kernel_becomes_a_package_of_equal_bytes(store: Store, tmp_path
     first = adopt(own_kernel(tmp_path / "a"), store, quiet)
     second = adopt(own_kernel(tmp_path / "b"), store, quiet)
     assert first == second
-    assert (first.name, first.release) == (f"{OWN}-own", OWN)
+    assert first.release == OWN
+    assert re.fullmatch(rf"{OWN}-own-[0-9a-f]{{8}}", first.name)
     assert debian.pooled(store.packages, first.packages[0]).exists()
+
+
+def test_a_kernel_that_is_built_again_has_another_name(store: Store, tmp_path: Path) -> None:
+    first = adopt(own_kernel(tmp_path / "a"), store, quiet)
+    again = adopt(own_kernel(tmp_path / "b", built_in=[*VIRTIO, "ext4"]), store, quiet)
+    assert (again.release, again.name != first.name) == (first.release, True)
 
 
 def test_a_package_of_ones_own_is_taken_as_it_is(store: Store, tmp_path: Path) -> None:
@@ -154,6 +169,11 @@ def test_a_package_of_ones_own_is_taken_as_it_is(store: Store, tmp_path: Path) -
     package = tmp_path / "linux-image.deb"
     package.write_bytes(debian.pooled(store.packages, made.packages[0]).read_bytes())
     assert adopt(package, store, quiet) == made
+
+
+def test_a_32_bit_kernel_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=f"{OWN} is of another architecture: it is a 32-bit one"):
+        adopt(own_kernel(tmp_path, load_flags=0x7E), store, quiet)
 
 
 def test_a_kernel_without_virtio_is_refused(store: Store, tmp_path: Path) -> None:

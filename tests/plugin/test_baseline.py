@@ -1,6 +1,7 @@
 """Runs that are compared with a baseline, and what that does to their exit status."""
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -193,6 +194,13 @@ def test_the_command_compares_files_folders_and_baselines(saved: Project) -> Non
     found = kvmlab(saved, "compare", "first", "now", "now/run.json")
     assert found.returncode == 1
     assert found.stdout.count("newly failing  test_it.py::test_broken") == 2
+    table = [line.split() for line in found.stdout.splitlines()[-4:]]
+    assert [(line[0], *line[-4:]) for line in table] == [
+        ("RUNS", "TESTS", "FAILING", "WORSE", "SLOWER"),
+        ("first", "unknown", platform.release(), "3", "1"),
+        ("now", "3", "2", "1", "0"),
+        ("now/run.json", "3", "2", "1", "0"),
+    ]
     assert kvmlab(saved, "compare", "now", "now/run.json").returncode == 0
     assert "nothing to compare with" in kvmlab(saved, "compare", "first").stderr
 

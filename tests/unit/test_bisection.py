@@ -125,6 +125,6 @@ def test_a_run_says_what_it_shows() -> None:
     assert verdict_of(run(case("test_a"), case("test_b", "failed"))) == "bad"
     assert verdict_of(run(case("test_a"), case("test_b", "skipped"))) == "good"
     assert verdict_of(run(case("test_a"), broken)) == "skip"
-    assert verdict_of(run(case("test_a", "error"))) == "skip"
+    assert verdict_of(run(case("test_a"), case("test_b", "error"))) == "bad"
     assert verdict_of(run(case("test_a", "skipped"))) == "skip"
     assert verdict_of(run()) == "skip"
