@@ -220,6 +220,8 @@ class LabSession:
         """See a guest for the last time; whether it is to be kept after the run."""
         if isinstance(error, INTERRUPTIONS):
             return False
+        if error is not None and guest.connected:  # it may not have got ready for what it lacks
+            self._take_inventory(guest)
         self.inspect(guest, node, ask=False, used=self._is_used(guest, node, error))
         if isinstance(node, pytest.Item):
             self.tell_junit(node, guest)

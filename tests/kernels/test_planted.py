@@ -78,6 +78,7 @@ BREAKS = {
         "guest (micro) lost module virtio_rng",
     ],
     "no usb": [
+        "guest (micro) lost device usb 0a5e:2110",
         "guest (micro) lost device usb 1d6b:0002",
         "guest (micro) lost device usb 1d6b:0003",
         "guest (micro) lost driver of pci 1b36:000d",
