@@ -12,6 +12,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pytest_kvmlab.deadline import Deadline
@@ -125,18 +126,26 @@ class ConsoleReader:
         log: where the timestamped lines go; the bytes as received go beside it, with `.raw` appended.
         limit: bytes after which each file ends, so that a guest cannot fill the host's disk.
         before: what the line had shown when the guest was frozen; the files have it already.
+        arrive: waits until what the guest has sent is at the line.
 
     Raises:
         HostError: a log file cannot be opened.
     """
 
     def __init__(
-        self, line: socket.socket, log: Path, *, limit: int = LOG_LIMIT_BYTES, before: bytes = b""
+        self,
+        line: socket.socket,
+        log: Path,
+        *,
+        limit: int = LOG_LIMIT_BYTES,
+        before: bytes = b"",
+        arrive: Callable[[Deadline], None] = lambda _: None,
     ) -> None:
         self._raw_path = transcript_of(log)
         self._lines = _LineLog(log, limit)
         self._raw = _AppendOnly(self._raw_path, limit)
         self._line = line
+        self._arrive = arrive
         self._echo = SecretEcho()
         line.setblocking(False)
         self._kept = bytearray(before[-KEPT_BYTES:])
@@ -200,6 +209,7 @@ class ConsoleReader:
         Args:
             deadline: how long to wait for the end of what a guest prints without pause.
         """
+        self._arrive(deadline)
         with self._news:
             while not self._ended and self._has_more() and not deadline.passed:
                 self._news.wait(_CATCH_UP_SECONDS)

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pytest_kvmlab.checks import NEEDED_FOR_EMBED, NEEDED_FOR_PRIVATE_HOST, Check, examine
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.libvirt import Connection
+from pytest_kvmlab.drivers.line_buffer import LineBuffer
 from pytest_kvmlab.errors import ConfigError, GuestError, HostError
 from pytest_kvmlab.keeper.client import dial
 from pytest_kvmlab.keeper.daemon import embedded_files, share_capabilities
@@ -91,12 +92,14 @@ class Host:
         connection: libvirt.
         dial: opens a TCP connection as seen from where QEMU runs; takes address, port and seconds, and
             raises OSError if nobody accepts.
+        lines: reads the guests' serial lines.
     """
 
     choice: HostChoice
     folder: RunFolder
     connection: Connection
     dial: Callable[[str, int, float], socket.socket]
+    lines: LineBuffer = field(default_factory=LineBuffer)
 
     @property
     def own(self) -> bool:
@@ -121,6 +124,7 @@ class Host:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+        self.lines.close()
 
 
 def open_host(choice: HostChoice, folder: RunFolder, *, worker: str, capabilities: Path) -> Host:

@@ -258,7 +258,10 @@ class Machine:
         with _serial_line(plan) as line:
             self._domain = self.host.connection.create(domain_xml(plan), autodestroy=self.autodestroy)
             self._reboots_seen = self._domain.reboots
-            self._console = ConsoleReader(line(), self.console_log, before=shown)
+            lines = self.host.lines
+            self._console = ConsoleReader(
+                lines.before(line()), self.console_log, before=shown, arrive=lines.catch_up
+            )
         self._serial = SerialConsole(self._console)
         begin(self._domain)
 
