@@ -1,9 +1,9 @@
 """Takes what guests print at once, even while this process computes.
 
 QEMU hands on each byte of a serial port by itself, and a Unix socket takes some 280 of these before it is
-full. A kernel that finds its port busy for 10 ms goes on without it (`wait_for_lsr` in Linux' 8250_port.c): a
-test that computes for as long, or a machine that is short of processors, would cost lines of the console. So a
-process that does nothing else reads them.
+full. A kernel that finds its port busy for 10 ms goes on without it (`wait_for_lsr`, 8250_port.c of Linux): a
+test that computes for as long, or a machine that is short of processors, would cost lines of the console. So
+a process that does nothing else reads them.
 """
 
 import contextlib
