@@ -300,10 +300,6 @@ class HostDongle(Dongle):
                 self._take()
                 self._see_back()
 
-    @property
-    def _alias(self) -> str:
-        return passed_device(self.number, 0, 0).alias
-
     def seat(self) -> None:
         """Give it to a new machine."""
         self._given, self._inside = None, False
@@ -365,7 +361,8 @@ class HostDongle(Dongle):
             return
         if now.number != self._given.number or not self._inside:
             self._replace(now, "started over on the host")
-        elif stays_with_host and not self._is_gone():  # seen twice: in between it is on its way
+        # Seen twice: once may be on its way. After the guest's end it is right so.
+        elif stays_with_host and not _is_gone(self._ports.domain, self._alias):
             self._replace(now, f"was taken by the host's driver {', '.join(sorted(now.drivers))}")
 
     def _replace(self, now: HostDevice, what: str) -> None:
@@ -457,8 +454,9 @@ class HostDongle(Dongle):
         self._inside = False
         _see_gone(self._ports.domain, self._alias, self.name)
 
-    def _is_gone(self) -> bool:
-        return self._alias not in self._ports.domain.aliases()
+    @property
+    def _alias(self) -> str:
+        return passed_device(self.number, 0, 0).alias
 
     def _see_back(self) -> None:
         """See that nobody has it any more, and that the host's own drivers have it as before."""
