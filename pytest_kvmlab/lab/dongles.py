@@ -119,7 +119,7 @@ class DongleState:
     Attributes:
         name: it is free; leased, to a guest of ours; held, by a program that is none of ours; or refused,
             because this machine needs it or this user may not use it.
-        why: by whom, or why.
+        why: by whom, or why; of a free one, what this user cannot see.
     """
 
     name: Literal["free", "leased", "held", "refused"]
@@ -163,8 +163,10 @@ class HostUsb:
             return DongleState("leased", str(holder))
         if device.is_starting_over:
             return DongleState("held", _STARTS_OVER)
-        stranger = self.bus.holder(device)
-        return DongleState("held", stranger) if stranger else DongleState("free")
+        if stranger := self.bus.holder(device):
+            return DongleState("held", stranger)
+        unseen = self.bus.unseen(device)
+        return DongleState("free", f"unless another user's program has {unseen} open" if unseen else "")
 
     def lease(self, wish: Wish, device: HostDevice, who: str) -> Lease | Holder:
         """Take a device, or tell who has it; called by the one that may look."""
