@@ -64,7 +64,7 @@ def layer_blueprint(
         ImageError: the parent has no disk, or there is no `setup.sh`.
     """
     script, disk = _script(recipe), _disk(parent, recipe.name)
-    name = identity(recipe.name, recipe.folder, parent.manifest.identity)
+    name = identity(recipe, parent.manifest.identity)
     layer = _Layer(recipe, keys, parent, guests, progress, rescue)
 
     def make(folder: Path) -> Manifest:

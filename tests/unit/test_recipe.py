@@ -79,9 +79,24 @@ def test_a_folder_whose_name_cannot_be_an_image_is_refused(tmp_path: Path) -> No
 
 def test_the_digest_follows_every_file_and_no_place(tmp_path: Path) -> None:
     one, other = (written(tmp_path / place, RECIPE) for place in ("one", "other"))
-    assert recipe_digest(one) == recipe_digest(other)
+    assert recipe_digest(load_recipe(one)) == recipe_digest(load_recipe(other))
     (other / "init").write_text("#!/bin/sh\n")
-    assert recipe_digest(one) != recipe_digest(other)
+    assert recipe_digest(load_recipe(one)) != recipe_digest(load_recipe(other))
+
+
+def test_the_digest_follows_the_recipes_that_an_image_grows_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origins = {"bottom": None, "middle": "bottom", "top": "middle", "aside": "elsewhere"}
+    shipped = {
+        name: written(tmp_path / name, f'kind = "layer"\nfrom = "{origin}"\n' if origin else RECIPE)
+        for name, origin in origins.items()
+    }
+    monkeypatch.setattr("pytest_kvmlab.lab.recipes.recipes", lambda: shipped)
+    before = {name: recipe_digest(load_recipe(folder)) for name, folder in shipped.items()}
+    (shipped["bottom"] / "init").write_text("#!/bin/sh\n")
+    after = {name: recipe_digest(load_recipe(folder)) for name, folder in shipped.items()}
+    assert {name for name in shipped if before[name] == after[name]} == {"aside"}
 
 
 @pytest.mark.parametrize(
