@@ -1,4 +1,4 @@
-"""Images that are built from a lock while the archive moves on, disappears, or somebody else builds."""
+"""Images and their packages: what an archive lacks, and locks while it moves on or disappears."""
 
 import json
 import shutil
@@ -196,6 +196,20 @@ def test_a_version_that_neither_the_archive_nor_the_store_has_is_named(
         elsewhere.packages / f"{locked['sha256']}.deb"
     )
     assert build(recipe, elsewhere, lock=lock, progress=quiet) == elsewhere.find("tiny")
+
+
+@pytest.mark.parametrize("kind", ["initramfs", "installer"])
+def test_a_package_that_is_misspelt_is_told_with_the_nearest(
+    recipe: Path, store: Store, launcher: Launcher, kind: str
+) -> None:
+    file = recipe / "image.toml"
+    text = file.read_text().replace(BUSYBOX, "busybox-sttaic")
+    if kind == "installer":
+        disc = text.replace('kind = "initramfs"\n', "").partition("data =")[0]
+        text = f'kind = "installer"\nsize = "16MiB"\n[disc]{disc}'
+    file.write_text(text)
+    with pytest.raises(ImageError, match=r"no package 'busybox-sttaic' \(did you mean 'busybox-static'\?\)"):
+        build(recipe, store, guests=launcher, progress=quiet)
 
 
 def test_a_second_build_says_that_it_waits_and_takes_what_the_first_has_made(
