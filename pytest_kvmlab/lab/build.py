@@ -15,7 +15,7 @@ from pytest_kvmlab.lab.installing import installer_blueprint
 from pytest_kvmlab.lab.kernel_image import kernel_blueprint
 from pytest_kvmlab.lab.kernels import Kernel, find_kernel, kernel_of, new_kernel
 from pytest_kvmlab.lab.layering import Rescue, layer_blueprint
-from pytest_kvmlab.lab.recipes import lineage, recipe_digest, recipes
+from pytest_kvmlab.lab.recipes import command_to_build, lineage, recipe_digest, recipes
 from pytest_kvmlab.lab.store import Image, OtherVersionsImage, Store
 from pytest_kvmlab.lab.tree import installed
 from pytest_kvmlab.progress import Progress
@@ -242,6 +242,6 @@ class _Builder:
         if self.guests is None:
             raise ImageError(
                 f"building the image '{recipe.name}' needs a guest, and there is nothing here to start one",
-                f"kvmlab image build {recipe.name}",
+                command_to_build(recipe.folder),
             )
         return self.guests

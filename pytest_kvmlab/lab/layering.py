@@ -16,7 +16,7 @@ from pytest_kvmlab.lab.base_image import StartsGuests, base_image
 from pytest_kvmlab.lab.blueprint import Blueprint, manifest
 from pytest_kvmlab.lab.commands import COMMAND_SECONDS, told
 from pytest_kvmlab.lab.guest import Guest
-from pytest_kvmlab.lab.recipes import identity
+from pytest_kvmlab.lab.recipes import command_to_build, identity
 from pytest_kvmlab.lab.store import Image
 from pytest_kvmlab.lab.transfer import share
 from pytest_kvmlab.lab.waits import until
@@ -142,7 +142,7 @@ class _Layer:
             self.rescue(setup.guest)
         return ImageError(
             f"{SETUP} of layer '{name}' {how}",
-            f"look around in the half-built guest: kvmlab image build {name} --shell",
+            f"look around in the half-built guest: {command_to_build(self.recipe.folder)} --shell",
             looked_at=output or ["(it wrote nothing)"],
         )
 

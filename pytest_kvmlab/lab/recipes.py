@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def find_recipe(wish: str) -> Path:
             f"the name of {folder} is that of a recipe that comes with this package", "give it another name"
         )
     return folder
+
+
+def command_to_build(folder: Path) -> str:
+    """What a person types to build the image of a recipe.
+
+    Args:
+        folder: the recipe's.
+    """
+    shipped = recipes().get(folder.resolve().name)
+    is_shipped = shipped is not None and shipped.resolve() == folder.resolve()
+    return f"kvmlab image build {folder.resolve().name if is_shipped else shlex.quote(str(folder.resolve()))}"
 
 
 def lineage(recipe: Recipe) -> list[Recipe]:

@@ -1,12 +1,13 @@
 """Recipes: what `image.toml` may say, and how a mistake is told."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.build import build
-from pytest_kvmlab.lab.recipes import recipe_digest, recipes
+from pytest_kvmlab.lab.recipes import command_to_build, recipe_digest, recipes
 from pytest_kvmlab.lab.store import Store
 from pytest_kvmlab.spec.recipe import InitramfsKeys, load_recipe
 
@@ -97,6 +98,12 @@ def test_the_digest_follows_the_recipes_that_an_image_grows_from(
     (shipped["bottom"] / "init").write_text("#!/bin/sh\n")
     after = {name: recipe_digest(load_recipe(folder)) for name, folder in shipped.items()}
     assert {name for name in shipped if before[name] == after[name]} == {"aside"}
+
+
+def test_who_builds_a_recipe_again_names_it_or_its_folder(tmp_path: Path) -> None:
+    assert command_to_build(recipes()["micro"]) == "kvmlab image build micro"
+    for name in ("micro", "my own"):
+        assert command_to_build(tmp_path / name) == f"kvmlab image build {shlex.quote(str(tmp_path / name))}"
 
 
 @pytest.mark.parametrize(
