@@ -117,10 +117,16 @@ def build_image(
     as_json: AsJson = False,
 ) -> None:
     """Build an image of the packages in its lock, or of the newest, unless exactly that is there."""
+    other_kernel = split_image(recipe)[1] != ITS_OWN
+    if other_kernel and lock is not None:
+        raise ConfigError(
+            f"{recipe} is not built from a lock: it is the image that there is, with another kernel",
+            f"build {split_image(recipe)[0]} with --lock first, and {recipe} without",
+        )
     options = resolve_options({"lab": True, "store": store}, os.environ, {})
     with progress(plain=shell) as show:
         shelf, guests = open_store(options.store), BuilderRuns(options, show)
-        if split_image(recipe)[1] != ITS_OWN:
+        if other_kernel:
             image = ensure(recipe, shelf, guests=guests, progress=show)
         else:
             image = build(

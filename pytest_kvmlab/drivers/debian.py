@@ -39,9 +39,14 @@ def kernel_package(name: str, *, suite: str | None = None) -> str:
         ImageError: apt does not know the package.
     """
     with _archive(suite, backports=True) as options:
-        told = run(
-            ["apt-cache", *options, "depends", "--important", name], package="apt", timeout=_ASK_SECONDS
-        )
+        try:
+            told = run(
+                ["apt-cache", *options, "depends", "--important", name], package="apt", timeout=_ASK_SECONDS
+            )
+        except ImageError as error:
+            if "No packages found" not in error.message:
+                raise
+            raise _unknown([name], options, suite) from error
     kernels = re.findall(r"^ *Depends: (linux-image-\S+)$", told, re.MULTILINE)
     return kernels[0] if kernels else name
 
@@ -80,7 +85,10 @@ def resolve(names: Sequence[str]) -> tuple[LockedPackage, ...]:
     Raises:
         ImageError: apt does not know one of them, or its package lists are empty.
     """
-    told = run(["apt-get", "download", "--print-uris", *names], package="apt", timeout=_ASK_SECONDS)
+    try:
+        told = run(["apt-get", "download", "--print-uris", *names], package="apt", timeout=_ASK_SECONDS)
+    except ImageError as error:
+        raise _refused(error, (), None) from error
     offers = sorted((_package(offer) for offer in _OFFER.finditer(told)), key=lambda package: package.name)
     missing = set(names) - {package.name for package in offers}
     if missing:
@@ -170,7 +178,7 @@ def resolve_system(
         try:
             told = _apt_get(options, "install", "--yes", "--print-uris", *base, *packages)
         except ImageError as error:
-            raise _unknown(error, options, suite) from error
+            raise _refused(error, options, suite) from error
     found = (_package(offer) for offer in _OFFER.finditer(told))
     return tuple(sorted(found, key=lambda package: package.name))
 
@@ -329,16 +337,26 @@ def architecture() -> str:
     return run(["dpkg", "--print-architecture"], package="dpkg", timeout=_ASK_SECONDS).strip()
 
 
-def _unknown(error: ImageError, options: Sequence[str], suite: str) -> ImageError:
-    """Say which packages the suite lacks, if that is what apt complains about."""
-    names = re.findall(r"E: (?:Unable to locate package|Package '?)\s*([a-z0-9][a-z0-9+.-]+)", error.message)
-    if not names:
-        return ImageError(f"apt cannot install the packages from Debian {suite}\n{error.message}")
-    known = run(["apt-cache", *options, "pkgnames"], package="apt", timeout=_ASK_SECONDS).split()
-    told = ", ".join(f"'{name}'{nearest(name, known)}" for name in names)
-    return ImageError(
-        f"Debian {suite} has no package {told}", "correct the name, or, if it is new: apt-get update"
+def _refused(error: ImageError, options: Sequence[str], suite: str | None) -> ImageError:
+    """Say which packages there are not, if that is what apt complains about."""
+    unknown = (
+        r"E: (?:Unable to locate package|Package '?|Can't select .* from package)\s*([a-z0-9][a-z0-9+.-]+)"
     )
+    if names := re.findall(unknown, error.message):
+        return _unknown(names, options, suite)
+    return ImageError(f"apt cannot get the packages from {_place(suite)}\n{error.message}")
+
+
+def _unknown(names: Sequence[str], options: Sequence[str], suite: str | None) -> ImageError:
+    known = run(["apt-cache", *options, "pkgnames"], package="apt", timeout=_ASK_SECONDS).split()
+    told = ", ".join(f"'{name}'{nearest(name, {*known} - {name})}" for name in names)
+    return ImageError(
+        f"{_place(suite)} has no package {told}", "correct the name, or, if it is new: apt-get update"
+    )
+
+
+def _place(suite: str | None) -> str:
+    return f"Debian {suite}" if suite else "the archive of this machine's apt"
 
 
 def _apt_get(options: Sequence[str], *arguments: str, folder: Path | None = None) -> str:

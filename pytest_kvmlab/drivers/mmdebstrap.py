@@ -26,6 +26,10 @@ _SETUP = re.compile(r"^kvmlab: setup\.sh begins\n(?P<said>.*)^kvmlab: setup\.sh 
                     re.MULTILINE | re.DOTALL)  # fmt: skip
 
 
+class SetupFailed(ImageError):
+    """The script of a recipe failed in the tree."""
+
+
 def tree(
     target: Path,
     packages: Sequence[LockedPackage],
@@ -55,7 +59,8 @@ def tree(
 
     Raises:
         HostError: this machine lets nobody build, or lacks a program for it.
-        ImageError: a package or the script fails; the message ends with what it said.
+        SetupFailed: the script fails; the message ends with what it said.
+        ImageError: the same of a package.
     """
     _gather(packages, pool, asked, folder)
     for source, name in ((files, "files.tar"), (setup, "setup.sh"), (parent, "parent.tar")):
@@ -169,7 +174,7 @@ def _told(log: Path) -> ImageError:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if failed := _SETUP.search(text):
         said = _tail(failed["said"].splitlines(), _LINES_OF_A_SCRIPT)
-        return ImageError(f"setup.sh failed with status {failed['status']}; the end of its output:\n{said}")
+        return SetupFailed(f"setup.sh failed with status {failed['status']}; the end of its output:\n{said}")
     lines = text.splitlines()
     complaints = [line for line in lines if re.match(r"E: |dpkg: error|dpkg-deb: error", line)] or lines
     return ImageError(f"the packages cannot be installed:\n{_tail(complaints, _LINES_OF_A_COMPLAINT)}")

@@ -129,6 +129,16 @@ class HostBus:
             return "a program of another user"
         return ""
 
+    def unseen(self, device: HostDevice) -> str:
+        """Through what another user's program may have a device without this user seeing it; empty of root.
+
+        Who talks to the device itself is seen (`usbfs`); not who has the serial port open that it is.
+        """
+        if os.geteuid() == 0:
+            return ""
+        nodes = {facts["DEVNAME"] for facts in _events(self.sysfs / device.port)}
+        return ", ".join(sorted(name for name in nodes if not name.startswith("bus/usb/")))
+
     def is_accessible(self, device: HostDevice) -> bool:
         """Whether this user may read and write its node."""
         return os.access(self.node(device), os.R_OK | os.W_OK)

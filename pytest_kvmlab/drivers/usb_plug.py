@@ -13,7 +13,8 @@ from pytest_kvmlab.drivers.usbredir_session import Device, Session
 from pytest_kvmlab.errors import UsbError
 
 _CONNECT_SECONDS = 5
-_PULL_SECONDS = 2.0  # a port acknowledges within milliseconds; that of a guest that is paused does not
+# A port greets and acknowledges within milliseconds; that of a guest that is paused does neither.
+_TAKE_SECONDS = _PULL_SECONDS = 2.0
 _CHUNK = 1 << 16
 
 
@@ -50,12 +51,21 @@ class Plug:
         self._thread.start()
 
     @property
+    def taken(self) -> bool:
+        """Whether the port has the device; one whose guest does not run does not take it yet."""
+        return self.alive and self._session.taken.is_set()
+
+    @property
     def configured(self) -> bool:
         """Whether the guest has chosen the device's configuration."""
         return self.alive and self._session.configured.is_set()
 
+    def settle(self) -> None:
+        """Wait until the port has the device, for as long as one takes whose guest runs."""
+        self._session.taken.wait(_TAKE_SECONDS)
+
     def wait(self, seconds: float) -> None:
-        """Wait until it has, until the plug is out, or until the time is up."""
+        """Wait until the guest has chosen, until the plug is out, or until the time is up."""
         self._session.configured.wait(seconds)
 
     def wake(self) -> None:
@@ -83,7 +93,8 @@ class Plug:
             pass
         finally:
             self.alive = False
-            self._session.configured.set()  # who waits for it waits in vain
+            self._session.taken.set()  # who waits for it waits in vain
+            self._session.configured.set()
             for end in (self._line, self._waker, self._wakened):
                 end.close()
 

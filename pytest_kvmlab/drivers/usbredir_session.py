@@ -46,6 +46,7 @@ class Session:
         device: what is plugged in.
 
     Attributes:
+        taken: set when the port has greeted, and was told what the device is.
         configured: set while the guest has chosen the device's configuration.
         ended: whether the port has acknowledged that the device was pulled out.
     """
@@ -60,6 +61,7 @@ class Session:
         self._polled: set[int] = set()
         self._waiting: defaultdict[int, OrderedDict[int, usbredir.BulkTransfer]] = defaultdict(OrderedDict)
         self._reports = 0
+        self.taken = threading.Event()
         self.configured = threading.Event()
         self.ended = False
 
@@ -154,6 +156,7 @@ class Session:
                 description.version_bcd,
             )
         )
+        self.taken.set()
 
     def _choose(self, packet: Packet, number: int) -> Iterator[Packet]:
         if number not in (0, CONFIGURATION):

@@ -138,14 +138,20 @@ class VirtualUsbDevice:
     def plug(self) -> None:
         """Plug it into the port that it is served to; does nothing if it is plugged.
 
+        When this returns, the guest's controller has it, unless the guest is paused.
+
         Raises:
             UsbError: it is served to none, or nobody listens there: the guest is off.
         """
+        self._connected().settle()
+
+    def _connected(self) -> Plug:
         with self._lock:
             if self._port is None:
                 raise UsbError(f"{self!r} belongs to no guest", "attach it to one: guest.usb.attach(device)")
             if self._plug is None or not self._plug.alive:
                 self._plug = Plug(self._port, self._firmware)
+            return self._plug
 
     def unplug(self) -> None:
         """Pull it out, in the middle of whatever it does; does nothing if it is out. Never hangs.
@@ -179,7 +185,7 @@ class VirtualUsbDevice:
             self._port = port
         try:
             if plugged:
-                self.plug()
+                self._connected()  # the guest may not run yet
             yield self
         finally:
             with self._lock:
@@ -188,9 +194,9 @@ class VirtualUsbDevice:
 
     @property
     def is_plugged(self) -> bool:
-        """Whether it is in a port that QEMU holds open."""
+        """Whether QEMU has it in a port, which it does not before the guest runs."""
         plug = self._plug
-        return plug is not None and plug.alive
+        return plug is not None and plug.taken
 
     @property
     def is_configured(self) -> bool:

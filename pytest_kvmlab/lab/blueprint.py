@@ -41,7 +41,7 @@ def manifest(recipe: Recipe, blueprint_identity: str, image: Path, **told: objec
             "name": recipe.name,
             "kind": recipe.keys.kind,
             "identity": blueprint_identity,
-            "recipe": recipe_digest(recipe.folder),
+            "recipe": recipe_digest(recipe),
             "files": {path.name: record(path) for path in sorted(image.iterdir())},
             "guest": recipe.guest,
             **told,

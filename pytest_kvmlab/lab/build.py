@@ -15,7 +15,7 @@ from pytest_kvmlab.lab.installing import installer_blueprint
 from pytest_kvmlab.lab.kernel_image import kernel_blueprint
 from pytest_kvmlab.lab.kernels import Kernel, find_kernel, kernel_of, new_kernel
 from pytest_kvmlab.lab.layering import Rescue, layer_blueprint
-from pytest_kvmlab.lab.recipes import recipe_digest, recipes, refuse_circle
+from pytest_kvmlab.lab.recipes import command_to_build, lineage, recipe_digest, recipes
 from pytest_kvmlab.lab.store import Image, OtherVersionsImage, Store
 from pytest_kvmlab.lab.tree import installed
 from pytest_kvmlab.progress import Progress
@@ -68,7 +68,7 @@ def ensure(
         return _with_kernel(below, kernel, store, kernels, progress)
     folder = recipes().get(name)
     image = _found(name, store, can_be_built=folder is not None)
-    if image and (folder is None or image.manifest.recipe == recipe_digest(folder)):
+    if image and (folder is None or image.manifest.recipe == recipe_digest(load_recipe(folder))):
         return image
     if folder is None:
         known = [*recipes(), *store.names()]
@@ -140,7 +140,7 @@ def build(
         HostError: a program that building needs is missing.
     """
     recipe = load_recipe(recipe_folder)
-    refuse_circle(recipe)
+    lineage(recipe)  # refuses one that grows from itself
     with ExitStack() as held:
         builder = _Builder(store, guests, rescue, lock, progress, held)
         return _built(recipe.name, lambda: builder.blueprint(recipe), store, progress)
@@ -197,6 +197,8 @@ class _Builder:
                     progress=self.progress,
                 )
             case InstallerKeys() as keys:
+                if keys.iso:
+                    self._refuse_lock(recipe)
                 return installer_blueprint(
                     recipe,
                     keys,
@@ -215,7 +217,10 @@ class _Builder:
 
     def _refuse_lock(self, recipe: Recipe) -> None:
         if self._locked(recipe) is not None:
-            raise ConfigError(f"image '{recipe.name}' is not built of packages, and has no lock")
+            raise ConfigError(
+                f"image '{recipe.name}' is not built of packages, and has no lock",
+                f"build it without --lock, and remove {recipe.folder / LOCK} if it is there",
+            )
 
     def _locked(self, recipe: Recipe) -> tuple[LockedPackage, ...] | None:
         """The exact packages that somebody wrote down, if somebody did."""
@@ -237,6 +242,6 @@ class _Builder:
         if self.guests is None:
             raise ImageError(
                 f"building the image '{recipe.name}' needs a guest, and there is nothing here to start one",
-                f"kvmlab image build {recipe.name}",
+                command_to_build(recipe.folder),
             )
         return self.guests

@@ -11,6 +11,7 @@ from pytest_kvmlab.lab.store import Image, Store, record
 from pytest_kvmlab.lab.transfer import share
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.manifest import DISKS, LOCK, TREE, Manifest
+from pytest_kvmlab.spec.recipe import load_recipe
 
 _GUEST_DISK = DISKS["qcow2"]
 _MOST_BETWEEN = 3  # disks between a guest of ours and its image: none, or a template's
@@ -106,7 +107,7 @@ def check_name(manifest: Manifest, store: Store, *, replace: bool) -> None:
         ImageError: it may not.
     """
     name, recipe = manifest.name, recipes().get(manifest.name)
-    if recipe and manifest.recipe != recipe_digest(recipe):
+    if recipe and manifest.recipe != recipe_digest(load_recipe(recipe)):
         raise ImageError(
             f"'{name}' is the name of a recipe, which would soon take the place of this image",
             "choose another name",

@@ -52,7 +52,7 @@ class _Build:
     def identity(self) -> str:
         """Hexadecimal digest of everything that its bytes depend on."""
         origin = self.parent.manifest.identity if self.parent else self.suite
-        return identity(self.recipe.name, self.recipe.folder, origin, lock_text(self.packages))
+        return identity(self.recipe, origin, lock_text(self.packages))
 
     def make(self, folder: Path) -> Manifest:
         """Fill the folder `image` in an empty folder."""

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,11 +60,13 @@ class Lease:
 
     Attributes:
         wish: who asked for what.
+        who: the same as others are told.
         device: what it got, as it was then; its number changes when it is plugged in anew.
         file: whose lock says that it is taken.
     """
 
     wish: Wish
+    who: str
     device: HostDevice
     file: Path
     _descriptor: int
@@ -78,6 +80,19 @@ class Lease:
     def is_held(self) -> bool:
         """Whether the dongle is this guest's still."""
         return self._descriptor >= 0
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether it may be on another port: a port that was asked for stays, and one that is kept, too."""
+        return self.is_held and not self._kept and self.wish.keys.port is None
+
+    def move(self, device: HostDevice, file: Path, descriptor: int) -> None:
+        """Be on another port, whose lock is held already: the guest has one of the two at every moment."""
+        before, self._descriptor = self._descriptor, descriptor
+        # Which drivers it had is still what it had at first: in the new port they may not have come yet.
+        self.device = replace(self.device, port=device.port, bus=device.bus, number=device.number)
+        self.file = file
+        os.close(before)
 
     def release(self) -> None:
         """Give it back, unless it is kept or given back already."""
@@ -104,7 +119,7 @@ class DongleState:
     Attributes:
         name: it is free; leased, to a guest of ours; held, by a program that is none of ours; or refused,
             because this machine needs it or this user may not use it.
-        why: by whom, or why.
+        why: by whom, or why; of a free one, what this user cannot see.
     """
 
     name: Literal["free", "leased", "held", "refused"]
@@ -148,19 +163,46 @@ class HostUsb:
             return DongleState("leased", str(holder))
         if device.is_starting_over:
             return DongleState("held", _STARTS_OVER)
-        stranger = self.bus.holder(device)
-        return DongleState("held", stranger) if stranger else DongleState("free")
+        if stranger := self.bus.holder(device):
+            return DongleState("held", stranger)
+        unseen = self.bus.unseen(device)
+        return DongleState("free", f"unless another user's program has {unseen} open" if unseen else "")
 
     def lease(self, wish: Wish, device: HostDevice, who: str) -> Lease | Holder:
         """Take a device, or tell who has it; called by the one that may look."""
-        file = self._file(device.port)
-        descriptor = _open(file)
-        if not _lock(descriptor, fcntl.LOCK_EX):
-            with _closing(descriptor):
-                return _read(descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _write(descriptor, Holder(who, time.time()))
-        return Lease(wish, device, file, descriptor)
+        locked = self._locked(device, who)
+        if isinstance(locked, Holder):
+            return locked
+        return Lease(wish, who, device, self._file(device.port), locked)
+
+    def like(self, lease: Lease) -> list[HostDevice]:
+        """What looks like a leased device and is in another port than that was, where it may be in any."""
+        if not lease.is_movable:
+            return []
+        devices = (each for each in self.bus.devices() if each.port != lease.device.port)
+        return [each for each in devices if lease.device.is_same(each)]
+
+    def follow(self, lease: Lease, device: HostDevice) -> str:
+        """Have a lease be on the port that its device was put into.
+
+        Args:
+            lease: what a guest has.
+            device: the same device, or an equal one, in another port.
+
+        Returns:
+            Why it cannot be had; empty if the lease is on it now.
+        """
+        with self.looking() as may_look:
+            if not may_look:
+                return "another process looks who has which"
+            state = self.state(device)
+            if state.name != "free":
+                return f"{state.name}: {state.why}"
+            locked = self._locked(device, lease.who)
+        if isinstance(locked, Holder):
+            return f"leased: {locked}"
+        lease.move(device, self._file(device.port), locked)
+        return ""
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[bool]:
@@ -168,6 +210,15 @@ class HostUsb:
         descriptor = _open(self.folder / f"{_PREFIX}.lock")
         with _closing(descriptor):
             yield _lock(descriptor, fcntl.LOCK_EX)
+
+    def _locked(self, device: HostDevice, who: str) -> int | Holder:
+        descriptor = _open(self._file(device.port))
+        if not _lock(descriptor, fcntl.LOCK_EX):
+            with _closing(descriptor):
+                return _read(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _write(descriptor, Holder(who, time.time()))
+        return descriptor
 
     def _file(self, port: str) -> Path:
         return self.folder / f"{_PREFIX}-{port}.lock"
@@ -178,13 +229,13 @@ class Supply:
     """The dongles of this machine that one guest has, and may have.
 
     Attributes:
-        bus: where they are plugged in.
+        usb: all of this machine.
         leases: those that it has from the start, by what it asked for.
         get: gets another one for a source, as soon as nobody else has it.
         source: what the guest is for just now, as others are told.
     """
 
-    bus: HostBus
+    usb: HostUsb
     leases: Mapping[UsbKeys, Lease]
     get: Callable[[str, UsbKeys], Lease]
     source: str

@@ -38,7 +38,7 @@ def initramfs_blueprint(
         ImageError: apt does not know one of the packages.
     """
     packages = locked or newest(keys, progress)
-    name = identity(recipe.name, recipe.folder, lock_text(packages))
+    name = identity(recipe, lock_text(packages))
 
     def make(folder: Path) -> Manifest:
         image = folder / "image"

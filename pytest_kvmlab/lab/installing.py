@@ -80,7 +80,7 @@ def installer_blueprint(
         ImageError: apt does not know one of the packages.
     """
     packages = (locked or newest(keys.disc, progress)) if keys.disc else ()
-    name = identity(recipe.name, recipe.folder, lock_text(packages))
+    name = identity(recipe, lock_text(packages))
     installer = _Installer(recipe, keys, packages, store, guests, progress)
     return Blueprint(name, lambda folder: installer.make(folder, name))
 

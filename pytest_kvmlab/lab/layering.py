@@ -16,7 +16,7 @@ from pytest_kvmlab.lab.base_image import StartsGuests, base_image
 from pytest_kvmlab.lab.blueprint import Blueprint, manifest
 from pytest_kvmlab.lab.commands import COMMAND_SECONDS, told
 from pytest_kvmlab.lab.guest import Guest
-from pytest_kvmlab.lab.recipes import identity
+from pytest_kvmlab.lab.recipes import command_to_build, identity
 from pytest_kvmlab.lab.store import Image
 from pytest_kvmlab.lab.transfer import share
 from pytest_kvmlab.lab.waits import until
@@ -64,7 +64,7 @@ def layer_blueprint(
         ImageError: the parent has no disk, or there is no `setup.sh`.
     """
     script, disk = _script(recipe), _disk(parent, recipe.name)
-    name = identity(recipe.name, recipe.folder, parent.manifest.identity)
+    name = identity(recipe, parent.manifest.identity)
     layer = _Layer(recipe, keys, parent, guests, progress, rescue)
 
     def make(folder: Path) -> Manifest:
@@ -142,7 +142,7 @@ class _Layer:
             self.rescue(setup.guest)
         return ImageError(
             f"{SETUP} of layer '{name}' {how}",
-            f"look around in the half-built guest: kvmlab image build {name} --shell",
+            f"look around in the half-built guest: {command_to_build(self.recipe.folder)} --shell",
             looked_at=output or ["(it wrote nothing)"],
         )
 

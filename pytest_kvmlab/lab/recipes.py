@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -53,17 +54,29 @@ def find_recipe(wish: str) -> Path:
     return folder
 
 
-def refuse_circle(recipe: Recipe) -> None:
-    """See that an image does not grow from itself: each of the images would wait for the others.
+def command_to_build(folder: Path) -> str:
+    """What a person types to build the image of a recipe.
 
     Args:
-        recipe: the recipe of the image that is to be built.
+        folder: the recipe's.
+    """
+    shipped = recipes().get(folder.resolve().name)
+    is_shipped = shipped is not None and shipped.resolve() == folder.resolve()
+    return f"kvmlab image build {folder.resolve().name if is_shipped else shlex.quote(str(folder.resolve()))}"
+
+
+def lineage(recipe: Recipe) -> list[Recipe]:
+    """A recipe, and the recipes of this package that its image grows from, the nearest first.
+
+    Args:
+        recipe: the recipe of an image that is to be built.
 
     Raises:
-        ConfigError: it does, by way of the images that the message names; or a recipe on the way is wrong.
+        ConfigError: the image grows from itself, by way of those that the message names, so that each would
+            wait for the others; or a recipe on the way is wrong.
     """
-    shipped, way = recipes(), [recipe.name]
-    while origin := recipe.origin:
+    shipped, found, way = recipes(), [recipe], [recipe.name]
+    while origin := found[-1].origin:
         way.append(origin)
         if origin in way[:-1]:
             raise ConfigError(
@@ -71,35 +84,41 @@ def refuse_circle(recipe: Recipe) -> None:
                 "correct 'from' in one of these recipes",
             )
         if origin not in shipped:
-            return
-        recipe = load_recipe(shipped[origin])
+            break
+        found.append(load_recipe(shipped[origin]))
+    return found
 
 
-def recipe_digest(folder: Path) -> str:
+def recipe_digest(recipe: Recipe) -> str:
     """Say which recipe this is.
 
     Args:
-        folder: the folder of a recipe.
+        recipe: the recipe.
 
     Returns:
-        A hexadecimal digest of its files and of the builder's format.
+        A hexadecimal digest of its files, of the builder's format, and of the recipes of this package that
+        its image grows from: who changes one of these changes what the image is made of.
     """
-    digests = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in _files(folder)}
-    return _digest(json.dumps([BUILDER, digests], sort_keys=True).encode())
+    own, *below = (_files_digest(each.folder) for each in lineage(recipe))
+    return _digest(json.dumps([own, *below]).encode()) if below else own
 
 
-def identity(name: str, folder: Path, *inputs: object) -> str:
+def identity(recipe: Recipe, *inputs: object) -> str:
     """Say what an image is made of.
 
     Args:
-        name: the image's name.
-        folder: the folder of its recipe.
+        recipe: its recipe.
         inputs: what else its bytes depend on, such as exact packages, or its parent; anything JSON can hold.
 
     Returns:
         A hexadecimal digest.
     """
-    return _digest(json.dumps([name, recipe_digest(folder), *inputs]).encode())
+    return _digest(json.dumps([recipe.name, recipe_digest(recipe), *inputs]).encode())
+
+
+def _files_digest(folder: Path) -> str:
+    digests = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in _files(folder)}
+    return _digest(json.dumps([BUILDER, digests], sort_keys=True).encode())
 
 
 def _files(folder: Path) -> list[Path]:

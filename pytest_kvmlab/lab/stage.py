@@ -127,7 +127,7 @@ class Stage:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             parts = parts_for(asked, folder)
             get = partial(self.capacity.dongle, asked.name)
-            dongles = Supply(self.capacity.usb.bus, leases, get, asked.source)
+            dongles = Supply(self.capacity.usb, leases, get, asked.source)
             guest = self.assembly.guest(asked, wiring, folder, parts, dongles)
             undo.callback(guest.close)
             yield Made(guest, parts, undo)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pytest_kvmlab.drivers import mmdebstrap, root_tar
 from pytest_kvmlab.errors import ImageError
+from pytest_kvmlab.lab.recipes import command_to_build
 from pytest_kvmlab.progress import Progress
 from pytest_kvmlab.spec.lock import LockedPackage
 
@@ -65,6 +66,12 @@ def build_tree(
             folder=work,
             shell_on_failure=shell_on_failure,
         )
+    except mmdebstrap.SetupFailed as error:
+        raise ImageError(
+            f"image {name}: {error.message}",
+            f"nothing of it is kept; look around in it: {command_to_build(recipe_folder)} --shell",
+            looked_at=[recipe_folder],
+        ) from error
     except ImageError as error:
         raise ImageError(f"image {name}: {error.message}", error.hint, looked_at=[recipe_folder]) from error
 

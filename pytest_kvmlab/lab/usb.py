@@ -257,11 +257,15 @@ class HostDongle(Dongle):
         lease = supply.first(keys)
         super().__init__(ports, keys.called, keys.id, lease.device.serial)
         self.lease = lease
-        self._bus = supply.bus
+        self._usb = supply.usb
+        self._bus = supply.usb.bus
         self._again = partial(supply.more, keys)
         self._given: HostDevice | None = None
         self._inside = False
-        self._said = ""
+        self._others = self._elsewhere()
+        self._was_with_host = False
+        self._said = set[str]()
+        self._reset = f"{self.name} is being reset, and stays in the guest"
 
     @property
     def port(self) -> str:
@@ -314,6 +318,7 @@ class HostDongle(Dongle):
         """Lease it again, if it was given away."""
         if not self.lease.is_held:
             self.lease = self._again()
+            self._others = self._elsewhere()
 
     def leave(self) -> None:
         """End the lease."""
@@ -321,28 +326,46 @@ class HostDongle(Dongle):
 
     def keep(self) -> Path:
         """Let the lease last as long as whoever locks this file lives."""
-        self.lease.keep()
-        return self.lease.file
+        with self._ports.locked():
+            self.lease.keep()
+            return self.lease.file
 
     def look(self) -> None:
         """Take it from the guest if it was pulled out of the host, and give it again once it is back.
 
-        QEMU itself notices only when it has something to tell the device (hw/usb/host-libusb.c).
+        QEMU itself notices only when it has something to tell the device (hw/usb/host-libusb.c). A reset that
+        another program asks for gives it to the kernel's drivers (linux: usb_reset_device).
         """
         now = self._bus.at(self.port)
-        # A reset, which guests do, too, is no reason to take it away.
-        if self._given is None or (now and now.is_starting_over):
-            return
-        if now is None:
-            self._say(f"{self.name} was pulled out of the host's port {self.port}")
+        if now and now.is_starting_over:
+            self._see_reset()
+        elif now and now.is_same(self.lease.device):
+            self._others = self._elsewhere()
+            self._see_the_same(now)
+        elif self._given is not None:
+            self._say(_what_is_in_place(now, self.name, self.port))
             self._take()
-        elif not now.is_same(self._given):
-            self._say(f"{now.id} is in the host's port {self.port} in place of {self.name}")
-            self._take()
-        elif now.number != self._given.number or not self._inside:
-            self._replace(now)
+            if moved := self._moved():
+                self._replace(moved, f"was put into the host's port {moved.port}")
 
-    def _replace(self, now: HostDevice) -> None:
+    def _see_reset(self) -> None:
+        """A reset, which guests do, too, is no reason to take it away."""
+        if self._inside:
+            self._say(self._reset)
+
+    def _see_the_same(self, now: HostDevice) -> None:
+        self._said.discard(self._reset)
+        stays_with_host = self._was_with_host and bool(now.drivers)
+        self._was_with_host = bool(now.drivers)
+        if self._given is None:
+            return
+        if now.number != self._given.number or not self._inside:
+            self._replace(now, "started over on the host")
+        # Seen twice: once may be on its way. After the guest's end it is right so.
+        elif stays_with_host and not _is_gone(self._ports.domain, self._alias):
+            self._replace(now, f"was taken by the host's driver {', '.join(sorted(now.drivers))}")
+
+    def _replace(self, now: HostDevice, what: str) -> None:
         try:
             self._take()
             self._give(now)
@@ -350,25 +373,44 @@ class HostDongle(Dongle):
         except (HostError, UsbError) as error:
             self._say(f"{self.name} is back, but not in the guest", error.message)
         else:
-            self._say(f"{self.name} started over on the host, and is in the guest again")
-            self._said = ""
+            self._said.clear()
+            self._ports.note(f"{self.name} {what}, and is in the guest again", "")
+
+    def _elsewhere(self) -> frozenset[tuple[str, int]]:
+        """The equal ones in other ports, which are not this one."""
+        return frozenset((each.port, each.number) for each in self._usb.like(self.lease))
+
+    def _moved(self) -> HostDevice | None:
+        """The device in another port that it was put into, which is this guest's alone from now on."""
+        for device in self._usb.like(self.lease):
+            if (device.port, device.number) in self._others:
+                continue
+            before = self.port
+            if obstacle := self._usb.follow(self.lease, device):
+                self._say(f"{self.name} in the host's port {device.port} is not given to the guest", obstacle)
+            else:
+                returned(self._ports.folder, before)
+                return device
+        return None
 
     def _say(self, what: str, outcome: str = "") -> None:
         """Write something down once, not with every look."""
-        if self._said != what:
-            self._said = what
+        if what not in self._said:
+            self._said.add(what)
             self._ports.note(what, outcome)
 
     def _plugged_into_host(self) -> HostDevice:
         until(lambda: None if self._is_starting_over() else True, Deadline(_BACK_SECONDS))
         device = self._bus.at(self.port)
-        if not self.lease.device.is_same(device) or device is None:
-            raise UsbError(
-                f"{self.name} is not in the host's port {self.port} any more",
-                "put it back, and run the test again",
-                looked_at=[f"{self.port}: {device.id if device else 'nothing'}"],
-            )
-        return device
+        if device and device.is_same(self.lease.device):
+            return device
+        if moved := self._moved():
+            return moved
+        raise UsbError(
+            f"{self.name} is not in the host's port {self.port} any more",
+            "put it back, and run the test again",
+            looked_at=[f"{self.port}: {device.id if device else 'nothing'}"],
+        )
 
     def _is_starting_over(self) -> bool:
         now = self._bus.at(self.port)
@@ -408,10 +450,13 @@ class HostDongle(Dongle):
         """Let the guest have it no longer, if it has it."""
         if not self._inside:
             return
-        domain, alias = self._ports.domain, passed_device(self.number, 0, 0).alias
-        domain.detach(alias)
+        self._ports.domain.detach(self._alias)
         self._inside = False
-        _see_gone(domain, alias, self.name)
+        _see_gone(self._ports.domain, self._alias, self.name)
+
+    @property
+    def _alias(self) -> str:
+        return passed_device(self.number, 0, 0).alias
 
     def _see_back(self) -> None:
         """See that nobody has it any more, and that the host's own drivers have it as before."""
@@ -503,6 +548,12 @@ class VirtualDongle(Dongle):
             alias = redirected_device(self.number, self._ports.folder).alias
             self._ports.domain.detach(alias)
             _see_gone(self._ports.domain, alias, self.name)
+
+
+def _what_is_in_place(now: HostDevice | None, name: str, port: str) -> str:
+    if now is None:
+        return f"{name} was pulled out of the host's port {port}"
+    return f"{now.id} is in the host's port {port} in place of {name}"
 
 
 def _see_gone(domain: Domain, alias: str, name: str) -> None:

@@ -5,12 +5,15 @@ Run as `python -m pytest_kvmlab.lab.usb_left MODEL IDENTITY SERIAL SOCKET`.
 
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import TIMEOUT_MAX
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.program import leave_running
 from pytest_kvmlab.drivers.usb_models import MODELS
 from pytest_kvmlab.drivers.virtual_usb_device import VirtualUsbDevice
+from pytest_kvmlab.errors import UsbError
 from pytest_kvmlab.lab.waits import until
 
 _EVERY_SECONDS = 1.0
@@ -32,7 +35,8 @@ def main() -> None:
     """Play the dongle until QEMU hangs up."""
     model, identity, serial, socket = sys.argv[1:]
     device = MODELS[model](identity, serial=serial)
-    with device.serve(Path(socket)):
+    with device.serve(Path(socket)), suppress(UsbError):  # QEMU hung up before
+        device.wait_until_configured(timeout=TIMEOUT_MAX)
         until(lambda: None if device.is_plugged else True, Deadline(math.inf), every=_EVERY_SECONDS)
 
 

@@ -1,11 +1,13 @@
-"""A disc whose "installer" is a script for GRUB: it boots in a second, asks, and does as it is told."""
+"""Discs and disks whose whole system is a script for GRUB: they boot in a second, and do as they are told."""
 
 import hashlib
 from pathlib import Path
 
-from pytest_kvmlab.drivers import grub_core, iso
+from pytest_kvmlab.drivers import fat, grub, grub_core, iso, partitions
+from pytest_kvmlab.drivers.partitions import Partition
 
 GRUB = Path("/usr/lib/grub/i386-pc")
+MEGABYTE = 2**20
 LOADER = "boot/grub/cd.img"
 _ABLE_TO = ("normal", "serial", "terminal", "echo", "read", "halt", "reboot", "sleep")
 _ON_THE_SERIAL_LINE = """
@@ -27,6 +29,25 @@ def write_disc(folder: Path, script: str) -> Path:
     grub_core.make(loader, "i386-pc-eltorito", GRUB, "/boot/grub", ["biosdisk", "iso9660", *_ABLE_TO])
     iso.make(disc, "TEST", {"boot/grub/grub.cfg": config, LOADER: loader}, LOADER)
     return disc
+
+
+def write_disk(folder: Path, script: str) -> Path:
+    """Make a raw disk with a partition table and a boot loader, as a BIOS starts it.
+
+    Args:
+        folder: where it is made.
+        script: what GRUB does.
+    """
+    core, files, disk = folder / "core.img", folder / "files.img", folder / "disk.raw"
+    loader = Partition("bios", partitions.BIOS_BOOT, MEGABYTE, MEGABYTE)
+    system = Partition("system", partitions.LINUX, 2 * MEGABYTE, 4 * MEGABYTE)
+    able_to = ["biosdisk", "part_gpt", "fat", *_ABLE_TO]
+    grub_core.make(core, "i386-pc", GRUB, "(,gpt2)/boot/grub", able_to)
+    fat.make(files, system.size, "SYSTEM", {"boot/grub/grub.cfg": (_ON_THE_SERIAL_LINE + script).encode()})
+    partitions.write(disk, 8 * MEGABYTE, [loader, system])
+    grub.write_for_bios(disk, {"boot.img": (GRUB / "boot.img").read_bytes()}, core.read_bytes(), loader)
+    partitions.fill(disk, system, files)
+    return disk
 
 
 def write_recipe(folder: Path, script: str, *more: str, sha256: str = "") -> Path:

@@ -63,6 +63,17 @@ def test_an_unknown_package_is_named_with_the_nearest() -> None:
         debian.resolve_system(["opensh-server"], suite=SUITE)
 
 
+def test_an_unknown_package_of_any_release_is_named_with_the_nearest() -> None:
+    with pytest.raises(ImageError, match=r"no package 'busybox-sttaic' \(did you mean 'busybox-static'\?\)"):
+        debian.resolve(["zlib1g", "busybox-sttaic"])
+
+
+@pytest.mark.parametrize("suite", [None, SUITE])
+def test_an_unknown_kernel_is_named_with_the_nearest(suite: str | None) -> None:
+    with pytest.raises(ImageError, match=r"'linux-image-amd65' \(did you mean 'linux-image-amd64'\?\)"):
+        debian.kernel_package("linux-image-amd65", suite=suite)
+
+
 def test_what_is_in_the_pool_is_not_fetched_again(netbase: tuple[LockedPackage, ...], tmp_path: Path) -> None:
     assert fetch(netbase, tmp_path) != []
     [file] = (tmp_path / "pool").iterdir()

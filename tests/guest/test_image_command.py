@@ -138,10 +138,7 @@ def test_verify_tells_of_each_image_and_fails_for_one(store: Store, tiny: Image)
 def test_an_image_goes_out_and_comes_back(
     capsys: pytest.CaptureFixture[str], store: Store, tmp_path: Path
 ) -> None:
-    with store.building("raw", waiting=pytest.fail) as folder:
-        (folder / "image").mkdir()
-        (folder / "image" / "disk.raw").write_bytes(b"boots".ljust(512))
-        image = store.publish(folder / "image", raw_manifest(folder / "image"))
+    image = put_raw(store, b"boots".ljust(512))
     file = str(tmp_path / "raw.tar.gz")
     assert document(capsys, "export", "raw", file)["sha256"] == image.sha256
     assert document(capsys, "copy", "raw", "kept")["name"] == "kept"
@@ -149,6 +146,14 @@ def test_an_image_goes_out_and_comes_back(
     assert document(capsys, "restore", file)["sha256"] == image.sha256
     assert document(capsys, "restore", file, "--name", "other")["name"] == "other"
     assert store.names() == ("other", "raw")
+
+
+def put_raw(store: Store, content: bytes) -> Image:
+    """An image of a whole disk."""
+    with store.building("raw", waiting=pytest.fail) as folder:
+        (folder / "image").mkdir()
+        (folder / "image" / "disk.raw").write_bytes(content)
+        return store.publish(folder / "image", raw_manifest(folder / "image"))
 
 
 def raw_manifest(folder: Path) -> Manifest:
@@ -201,6 +206,45 @@ def test_an_export_that_is_told_to_end_leaves_the_old_file_alone(store: Store, t
         export.send_signal(signal.SIGTERM)
     assert export.returncode == 128 + signal.SIGTERM
     assert [path.read_bytes() for path in file.parent.iterdir()] == [b"old"]
+
+
+# As on a file system without hard links.
+COPIES_FILES = """
+import os
+def refuse(*_): raise PermissionError
+os.link = refuse
+from pytest_kvmlab.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("words", ["restore {file} --name back", "copy raw back"], ids=["restore", "copy"])
+def test_what_is_killed_half_way_leaves_the_store_as_it_was_and_the_next_one_sweeps_up(
+    store: Store, tmp_path: Path, words: str
+) -> None:
+    image = put_raw(store, os.urandom(2**27))
+    old = put(store, "back", B)
+    file = tmp_path / "raw.tar.gz"
+    cli.app(["image", "export", "raw", str(file)], standalone_mode=False)
+    before = sorted(path for path in store.root.rglob("*") if "building" not in path.parts)
+    arguments = ["image", *words.format(file=file).split(), "--replace"]
+    half = store.root / "building" / "back"
+    with subprocess.Popen([sys.executable, "-c", COPIES_FILES, *arguments]) as command:
+        deadline = time.monotonic() + 60
+        while not any(each.is_file() for each in half.rglob("*")):
+            assert time.monotonic() < deadline
+            assert command.poll() is None
+        command.kill()
+    assert half.exists()
+    assert sorted(path for path in store.root.rglob("*") if "building" not in path.parts) == before
+    assert (store.find("raw"), store.find("back")) == (image, old)
+    store.verify(image)
+    store.verify(old)
+    cli.app(arguments, standalone_mode=False)
+    assert not half.exists()
+    new = store.find("back")
+    assert new
+    assert (new.folder / "disk.raw").read_bytes() == (image.folder / "disk.raw").read_bytes()
 
 
 @pytest.mark.parametrize("coloured", [True, False])

@@ -115,10 +115,11 @@ def test_a_failing_setup_is_told_with_its_output_and_can_be_looked_at(
         seen.append(guest.succeed("cat /data/half"))
 
     script = "#!/bin/sh\nset -eu\necho half >/data/half\nprintf 'no such \\033[31mthing\\n' >&2\nexit 7\n"
-    error = failing(written(tmp_path / "failing", script), store, launcher, look)
+    recipe = written(tmp_path / "failing", script)
+    error = failing(recipe, store, launcher, look)
     assert "setup.sh of layer 'failing' ended with exit status 7" in error.message
     assert error.looked_at == ("no such \\x1b[31mthing",)
-    assert "kvmlab image build failing --shell" in error.hint
+    assert f"kvmlab image build {recipe} --shell" in error.hint
     assert seen == ["half\n"]
 
 

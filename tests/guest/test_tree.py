@@ -2,17 +2,23 @@
 
 import hashlib
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pexpect
 import pytest
 
 from pytest_kvmlab.drivers import debian, root_tar
 from pytest_kvmlab.errors import ImageError
+from pytest_kvmlab.lab.build import ensure
+from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.tree import build_tree, installed
-from pytest_kvmlab.spec.lock import LockedPackage, lock_text
+from pytest_kvmlab.spec.lock import LockedPackage, lock_text, parse_lock
+from pytest_kvmlab.spec.manifest import LOCK
+from tests import small_tar
 from tests.guest.unprivileged import Unprivileged
 
 SUITE = "bookworm"
@@ -170,6 +176,63 @@ def test_a_failing_script_is_shown_with_the_end_of_its_output(base: Base, tmp_pa
     assert "never" not in told
     assert "  72" in told
     assert "  71" not in told
+    assert f"kvmlab image build {tmp_path / 'child'} --shell" in failed.value.hint
+
+
+@pytest.fixture
+def tiny(launcher: Launcher, tmp_path: Path) -> Base:
+    """A tree with a shell and no more, in which only scripts are of use."""
+    (lock,) = (
+        package
+        for package in parse_lock(_lock_of_micro(launcher), source="micro")
+        if package.name == "busybox-static"
+    )
+    debian.unpack(debian.pooled(launcher.images._store.packages, lock), tmp_path / "unpacked")
+    (busybox,) = (tmp_path / "unpacked").glob("**/bin/busybox")
+    tree = small_tar.write(
+        tmp_path / "tiny.tar",
+        *(small_tar.folder(path) for path in ("./", "./usr", "./usr/bin")),
+        small_tar.symlink("./bin", "usr/bin"),
+        small_tar.file("./usr/bin/busybox", busybox.read_bytes(), mode=0o755),
+        small_tar.file("./usr/bin/tar", b"#!/bin/sh\nexit 0\n", mode=0o755),
+        *(small_tar.symlink(f"./usr/bin/{name}", "busybox") for name in ("sh", "cat")),
+    )
+    return Base(tmp_path, (), tmp_path, tree)
+
+
+def _lock_of_micro(launcher: Launcher) -> bytes:
+    lock = ensure("micro", launcher.images._store, progress=lambda *_: None).file(LOCK)
+    assert lock
+    return lock.read_bytes()
+
+
+def test_who_wants_to_know_why_a_script_fails_is_told_how_to_look(tiny: Base, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"child: setup\.sh failed with status 7.*\n +half way\n") as failed:
+        grown(tiny, tmp_path, "echo half way\nexit 7\n")
+    command = f"kvmlab image build {tmp_path / 'child'} --shell"
+    assert failed.value.hint == f"nothing of it is kept; look around in it: {command}"
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from pytest_kvmlab.lab.tree import build_tree
+recipe, tree, target, folder = map(Path, sys.argv[1:])
+build_tree(recipe, (), asked=(), pool=folder, target=target, folder=folder, parent=tree,
+           shell_on_failure=True, progress=lambda *_: None)
+"""
+
+
+def test_a_shell_shows_the_tree_as_the_script_left_it(tiny: Base, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    child = recipe(tmp_path / "child", "echo half >/note\nexit 7\n")
+    arguments = ["-c", LOOK, str(child), str(tiny.tree), str(tmp_path / "new.tar"), str(tmp_path / "work")]
+    with pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60) as terminal:
+        terminal.expect("setup.sh failed with status 7 .*this is the tree as it left it")
+        terminal.sendline("cat /note")
+        terminal.expect("\r\nhalf\r\n")
+        terminal.sendline("exit")
+        terminal.expect("image child: setup.sh failed with status 7")
 
 
 def test_a_damaged_package_is_refused(base: Base, tmp_path: Path) -> None:

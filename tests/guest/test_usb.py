@@ -105,6 +105,23 @@ def test_devices_are_attached_and_detached_while_the_guest_runs(guest: Guest) ->
     assert (sees(guest), guest.usb.devices, own.is_plugged) == ([], (), False)
 
 
+def test_a_device_that_the_guests_kernel_does_not_see_is_told(guest: Guest) -> None:
+    guest.succeed("for hub in /sys/bus/usb/devices/*-0:1.0; do echo ${hub##*/} >$hub/driver/unbind; done")
+    with pytest.raises(UsbError, match=f"{guest.name} does not see licence") as caught:
+        guest.usb.attach(LICENCE, timeout=3)
+    assert "1d6b:" in str(caught.value)
+    assert guest.usb["licence"].is_plugged
+
+
+def test_a_device_that_was_just_plugged_in_is_plugged_in(guest: Guest) -> None:
+    dongle = guest.usb.attach(LICENCE)
+    for _ in range(5):
+        dongle.unplug()
+        assert not dongle.is_plugged
+        dongle.plug()
+        assert dongle.is_plugged
+
+
 def test_a_guest_that_is_off_takes_no_device(guest: Guest) -> None:
     guest.crash()
     with pytest.raises(GuestError, match="is switched off"):

@@ -63,13 +63,11 @@ class FakeHost:
     @contextmanager
     def reset(self, port: str) -> Iterator[None]:
         """Let a device be in the midst of a reset as long as the context lasts: it has no number then."""
-        files = [self._tree(port) / name for name in ("devnum", "uevent")]
-        texts = [file.read_text() for file in files]
-        files[0].write_text("0\n")
-        files[1].write_text("DEVNAME=bus/usb/001/000\nDEVTYPE=usb_device\n")
+        folder = self._tree(port)
+        facts = {name: (folder / name).read_text().rstrip() for name in ("devnum", "uevent")}
+        _write(folder, {"devnum": "0", "uevent": "DEVNAME=bus/usb/001/000\nDEVTYPE=usb_device"})
         yield
-        for file, text in zip(files, texts, strict=True):
-            file.write_text(text)
+        _write(folder, facts)
 
     def bind(self, port: str, driver: str | None) -> None:
         """Give the interface of a device to a driver of the kernel."""
@@ -86,11 +84,15 @@ class FakeHost:
         """Pull a device out."""
         (self.usb.bus.sysfs / port).unlink()
 
-    def lease(self, device: HostDevice, who: str) -> Lease:
-        wish = Wish("server", UsbKeys.model_validate(device.id))
+    def lease(self, device: HostDevice, who: str, keys: UsbKeys | None = None) -> Lease:
+        wish = Wish("server", keys or UsbKeys.model_validate(device.id))
         lease = self.usb.lease(wish, device, who)
         assert isinstance(lease, Lease)
         return lease
+
+    def is_leased(self, port: str) -> bool:
+        """Whether somebody has what is, or was, in a port."""
+        return self.usb.holder(HostDevice(port, ID, None, "", 1, 0, 0, ())) is not None
 
     def _tree(self, port: str) -> Path:
         return self.root / "sys/devices/pci0000:00/usb1" / port
@@ -99,4 +101,6 @@ class FakeHost:
 def _write(folder: Path, facts: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in facts.items():
-        (folder / name).write_text(f"{text}\n")
+        new = folder / f".{name}"
+        new.write_text(f"{text}\n")
+        new.replace(folder / name)  # nobody ever reads a half of it

@@ -1,12 +1,13 @@
 """Recipes: what `image.toml` may say, and how a mistake is told."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pytest_kvmlab.errors import ConfigError
 from pytest_kvmlab.lab.build import build
-from pytest_kvmlab.lab.recipes import recipe_digest, recipes
+from pytest_kvmlab.lab.recipes import command_to_build, recipe_digest, recipes
 from pytest_kvmlab.lab.store import Store
 from pytest_kvmlab.spec.recipe import InitramfsKeys, load_recipe
 
@@ -79,9 +80,30 @@ def test_a_folder_whose_name_cannot_be_an_image_is_refused(tmp_path: Path) -> No
 
 def test_the_digest_follows_every_file_and_no_place(tmp_path: Path) -> None:
     one, other = (written(tmp_path / place, RECIPE) for place in ("one", "other"))
-    assert recipe_digest(one) == recipe_digest(other)
+    assert recipe_digest(load_recipe(one)) == recipe_digest(load_recipe(other))
     (other / "init").write_text("#!/bin/sh\n")
-    assert recipe_digest(one) != recipe_digest(other)
+    assert recipe_digest(load_recipe(one)) != recipe_digest(load_recipe(other))
+
+
+def test_the_digest_follows_the_recipes_that_an_image_grows_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origins = {"bottom": None, "middle": "bottom", "top": "middle", "aside": "elsewhere"}
+    shipped = {
+        name: written(tmp_path / name, f'kind = "layer"\nfrom = "{origin}"\n' if origin else RECIPE)
+        for name, origin in origins.items()
+    }
+    monkeypatch.setattr("pytest_kvmlab.lab.recipes.recipes", lambda: shipped)
+    before = {name: recipe_digest(load_recipe(folder)) for name, folder in shipped.items()}
+    (shipped["bottom"] / "init").write_text("#!/bin/sh\n")
+    after = {name: recipe_digest(load_recipe(folder)) for name, folder in shipped.items()}
+    assert {name for name in shipped if before[name] == after[name]} == {"aside"}
+
+
+def test_who_builds_a_recipe_again_names_it_or_its_folder(tmp_path: Path) -> None:
+    assert command_to_build(recipes()["micro"]) == "kvmlab image build micro"
+    for name in ("micro", "my own"):
+        assert command_to_build(tmp_path / name) == f"kvmlab image build {shlex.quote(str(tmp_path / name))}"
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import pytest
 
 from pytest_kvmlab.errors import ConfigError, ImageError
 from pytest_kvmlab.lab.build import ensure
+from pytest_kvmlab.lab.recipes import recipe_digest
 from pytest_kvmlab.lab.store import Image, OtherVersionsImage, Store, record
 from pytest_kvmlab.spec.manifest import DISKS, INITRD, KERNEL, Manifest
+from pytest_kvmlab.spec.recipe import load_recipe
 
 DISK = DISKS["qcow2"]
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -138,6 +140,28 @@ def test_an_image_of_another_version_is_built_again_if_there_is_a_recipe(
     of_another_version(put(store))
     monkeypatch.setattr("pytest_kvmlab.lab.build.recipes", lambda: {"tiny": tmp_path / "tiny"})
     with pytest.raises(ConfigError, match="there is no recipe in"):  # so it tried
+        ensure("tiny", store, progress=lambda _step, _share: None)
+
+
+def test_an_image_is_built_again_when_a_recipe_that_it_grows_from_has_changed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = {"below": tmp_path / "below", "tiny": tmp_path / "tiny"}
+    for folder, origin in zip(shipped.values(), ("bottom", "below"), strict=True):
+        folder.mkdir()
+        (folder / "image.toml").write_text(f'kind = "layer"\nfrom = "{origin}"\n')
+        (folder / "setup.sh").write_text("#!/bin/sh\n")
+    monkeypatch.setattr("pytest_kvmlab.lab.recipes.recipes", lambda: shipped)
+    monkeypatch.setattr("pytest_kvmlab.lab.build.recipes", lambda: shipped)
+    put(store, "bottom", C)
+    for (name, folder), identity in zip(shipped.items(), (A, B), strict=True):
+        with store.building(name, waiting=never) as room:
+            image = files(room / "image", b"kernel")
+            told = {"recipe": recipe_digest(load_recipe(folder))}
+            store.publish(image, manifest(image, name, identity).model_copy(update=told))
+    assert ensure("tiny", store, progress=lambda _step, _share: never()) == store.find("tiny")
+    (shipped["below"] / "setup.sh").write_text("#!/bin/sh\necho new\n")
+    with pytest.raises(ImageError, match="building the image 'below' needs a guest"):  # so it tried
         ensure("tiny", store, progress=lambda _step, _share: None)
 
 

@@ -42,6 +42,17 @@ def test_each_device_has_a_state_and_a_line_to_write(host: FakeHost) -> None:
     assert str(found["1-4"]["why"]).endswith(f"(process {process})")
 
 
+def test_what_only_root_could_see_is_told(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.plug("1-1")
+    host.add("1-1", "ttyUSB0/tty/ttyUSB0", uevent="MAJOR=188\nMINOR=0\nDEVNAME=ttyUSB0")
+    host.plug("1-2")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    told = {(each["state"], each["why"]) for each in devices_as_documents(host.usb)}
+    assert told == {("free", "unless another user's program has ttyUSB0 open"), ("free", "")}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert {each["why"] for each in devices_as_documents(host.usb)} == {""}
+
+
 def test_the_list_is_a_table_for_people_and_json_for_scripts(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

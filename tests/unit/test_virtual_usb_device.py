@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from pytest_kvmlab import ControlRequest, UsbEndpoint, UsbInterface, UsbStall, VirtualUsbDevice
+from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers import usbredir
 from pytest_kvmlab.drivers.usb_models import MODELS, READ_LICENCE
 from pytest_kvmlab.drivers.usb_outbox import MESSAGE_BYTES, MOST_BYTES
 from pytest_kvmlab.drivers.usbredir import Packet
 from pytest_kvmlab.drivers.usbredir_session import MOST_WAITING
 from pytest_kvmlab.errors import UsbError, WaitTimeout
+from pytest_kvmlab.lab.waits import until
 from tests.unit.usb_port import SECONDS, Port, listening
 
 SUCCESS, CANCELLED, INVALID, STALL = 0, 1, 2, 4
@@ -239,9 +241,8 @@ def test_a_device_can_be_plugged_in_again_and_has_forgotten_what_it_had_to_send(
     echo.send(BULK_IN, b"old")
     port.line.shutdown(socket.SHUT_WR)
     echo.unplug()
+    port.plug(echo)
     echo.plug()
-    echo.plug()
-    port.configure()
     echo.send(BULK_IN, b"new")
     assert port.ask(bulk(BULK_IN, 64))[0].data == b"new"
 
@@ -260,8 +261,7 @@ def test_a_guest_that_is_gone_is_no_error(port: Port, echo: Echo) -> None:
     with pytest.raises(UsbError, match="is not plugged in"):
         echo.wait_until_configured(timeout=SECONDS)
     assert (echo.is_plugged, echo.errors) == (False, ())
-    echo.plug()
-    port.configure()
+    port.plug(echo)
     assert echo.is_configured
 
 
@@ -341,6 +341,20 @@ def test_a_device_is_in_one_guest_at_a_time(port: Port, echo: Echo) -> None:
     with pytest.raises(UsbError, match="is in a guest already"), echo.serve(port.path):
         pass
     assert echo.is_plugged
+
+
+def test_a_device_is_plugged_in_when_the_port_has_greeted_it(port: Port) -> None:
+    """QEMU's port does so when its guest runs, however long it is connected by then."""
+    with Echo("0a5e:2110").serve(port.path) as device:
+        line, _ = port._listener.accept()
+        with line:
+            assert line.recv(4096)
+            assert not device.is_plugged
+            line.sendall(usbredir.encoded(usbredir.greeting()))
+            device.plug()  # which it is: this waits only until the port has it
+            assert (device.is_plugged, device.is_configured) == (True, False)
+        until(lambda: None if device.is_plugged else True, Deadline(SECONDS))
+        assert not device.is_plugged
 
 
 def test_a_device_can_be_there_unplugged(port: Port) -> None:

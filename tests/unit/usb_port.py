@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,6 +50,13 @@ class Port:
                 yield
             finally:
                 self.close()
+
+    def plug(self, device: VirtualUsbDevice) -> None:
+        """Have a device plugged in that is served already, and choose its configuration."""
+        with ThreadPoolExecutor() as threads:
+            configured = threads.submit(self.configure)
+            device.plug()
+            configured.result()
 
     def welcome(self) -> None:
         """Let devices in until the port ends, and each of them go at once."""
