@@ -111,9 +111,12 @@ class Line:
     @property
     def address(self) -> str | None:
         """The address of the card: known before its guest boots, or, on a real LAN, seen since."""
-        if self.member.address or self.wiring.lan is None:
-            return str(self.member.address) if self.member.address else None
-        return self.wiring.lan.addresses().get(self.member.mac)
+        return str(self.member.address) if self.member.address else self.seen
+
+    @property
+    def seen(self) -> str | None:
+        """The address that the card has: as leased in a network of the lab, or seen on a real LAN."""
+        return self.wiring.lan.addresses().get(self.member.mac) if self.wiring.lan else None
 
     @property
     def lan(self) -> str | None:

@@ -101,3 +101,13 @@ def test_a_network_of_a_lab_cannot_have_the_addresses_of_the_campus(tmp_path: Pa
     with campus(tmp_path) as outer:
         told = ran(outer, [sys.executable], tmp_path, os.environ, lab)
     assert "network 'back' has the subnet 192.0.2.128/25, which overlaps 192.0.2.0/24" in told
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_guest_to_which_the_campus_gives_another_address_is_told(tmp_path: Path) -> None:
+    lab = LAB.replace(RESERVED_MAC, "52:54:00:00:00:78")
+    with campus(tmp_path) as outer:
+        told = ran(outer, [sys.executable], tmp_path, os.environ, lab)
+    assert "GuestError: db: card 1 (52:54:00:00:00:78) in network 'lan' has the address 192.0.2.1" in told
+    assert f"and was to have {RESERVED}" in told
+    assert "the DHCP server of br0 is to give 52:54:00:00:00:78 that address" in told
