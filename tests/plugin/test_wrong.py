@@ -110,6 +110,26 @@ def test_a_wrong_mark_is_told_without_traceback(wrong_marks: pytest.RunResult, n
     assert not [line for line in report if re.search(r"\.py:\d+: ", line)]
 
 
+NO_BRIDGE = """
+[network.lan]
+mode = "bridge"
+bridge = "kvl-none"
+
+[guest.web]
+image = "not-built-either"
+networks = ["lan"]
+"""
+
+
+def test_a_bridge_that_is_not_there_is_told_before_an_image_is_looked_for(project: Project) -> None:
+    project.write("campus.lab.toml", NO_BRIDGE)
+    project.write("test_it.py", f"def test_lab(lab): ...\n{USES_GUEST}")
+    result = project.pytest("--kvm-lab", "--kvm-host=private")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["HostError: network 'lan': this host has no bridge kvl-none"])
+    result.stdout.no_fnmatch_line("*no image*")
+
+
 def missing(path: Path) -> None:
     """Nothing is there."""
 
