@@ -103,6 +103,8 @@ class Recording:
         """Write the record, in the one process that has all of it."""
         if hasattr(session.config, "workerinput") or session.config.option.collectonly:
             return
+        if session.exitstatus == pytest.ExitCode.USAGE_ERROR:  # nothing was run
+            return
         self.record = self._complete(session)
         try:
             write_whole(self.path, self.record.to_json())
