@@ -81,6 +81,9 @@ def up(
         )
     for name in kept_guests(run):
         print(f"{name}: up; kvmlab lab shell {lab} {name}")
+    for name, network in found.networks.items():
+        if network.simulated:
+            print(f"network {name}: simulated: a bridge of the lab's own stands for {network.bridge}")
     print(f"until {hours:g} h from now, or: kvmlab lab down {lab}")
 
 

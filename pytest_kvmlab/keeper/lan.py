@@ -85,7 +85,7 @@ class _Networks:
         self._request = request
         self._run = _opened_namespace("net")
         self._segments = {
-            network.name: Segment([host.mac for host in network.hosts])
+            network.name: Segment({host.mac: host.address for host in network.hosts})
             for network in request.networks
             if network.port_on
         }

@@ -42,19 +42,38 @@ def subnets_of(bridge: str) -> list[IPv4Network]:
     return [IPv4Network(subnet) for subnet in found]
 
 
+def require_bridge(network: str, bridge: str) -> None:
+    """Make sure that the host has a bridge, and that this user may plug something in.
+
+    Args:
+        network: the network of a lab that is to be a part of its LAN.
+        bridge: the bridge's name.
+
+    Raises:
+        HostError: there is no such bridge, or this user may not.
+    """
+    links = _listed(["ip", "-json", "-details", "link", "show"])
+    kinds = {link["ifname"]: link.get("linkinfo", {}).get("info_kind") for link in links}
+    instead = f"or let a bridge stand for it: [network.{network}] simulated = true"
+    if kinds.get(bridge) != "bridge":
+        found = f"{bridge} is no bridge" if bridge in kinds else f"this host has no bridge {bridge}"
+        known = ", ".join(name for name in kinds if kinds[name] == "bridge") or "none"
+        raise HostError(f"network '{network}': {found}", f"name one of: {known}; {instead}")
+    if os.geteuid() != 0 and (obstacle := find_obstacle(bridge)):
+        raise HostError(
+            f"network '{network}': this user cannot be plugged into {bridge}: {obstacle.seen}",
+            f"{obstacle.remedy}; {instead}",
+            check="bridge",
+        )
+
+
 def refuse_taken_macs(network: LanNetwork, bridge: str) -> None:
     """Make sure that the host's bridge does not know somebody else of the same MAC address.
 
     Raises:
-        HostError: it does, or there is no such bridge, or this user may not plug anything in.
+        HostError: it does, or as for `require_bridge`.
     """
-    _require_bridge(network, bridge)
-    if os.geteuid() != 0 and (found := find_obstacle(bridge)):
-        raise HostError(
-            f"network '{network.name}': this user cannot be plugged into {bridge}: {found.seen}",
-            f"{found.remedy}; or let a bridge stand for it: [network.{network.name}] simulated = true",
-            check="bridge",
-        )
+    require_bridge(network.name, bridge)
     known = {entry["mac"]: entry for entry in _listed(["bridge", "-json", "fdb", "show", "br", bridge])}
     for mac in (host.mac for host in network.hosts):
         if mac in known:
@@ -139,18 +158,6 @@ def _mtu(bridge: str) -> int:
 def port_name(network: LanNetwork) -> str:
     """Name the port on the host's bridge: as the bridge of the lan, but `kp`."""
     return f"kp{network.bridge[2:]}"
-
-
-def _require_bridge(network: LanNetwork, bridge: str) -> None:
-    links = _listed(["ip", "-json", "-details", "link", "show"])
-    kinds = {link["ifname"]: link.get("linkinfo", {}).get("info_kind") for link in links}
-    if kinds.get(bridge) != "bridge":
-        found = f"{bridge} is no bridge" if bridge in kinds else f"this host has no bridge {bridge}"
-        raise HostError(
-            f"network '{network.name}': {found}",
-            f"name one of: {', '.join(name for name in kinds if kinds[name] == 'bridge') or 'none'}; or let "
-            f"a bridge stand for it: [network.{network.name}] simulated = true",
-        )
 
 
 def _wait_until_it_forwards(program: Sequence[str], port: str, run: int | None, deadline: Deadline) -> None:

@@ -9,7 +9,8 @@ import fcntl
 import socket
 import struct
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 _ARP, _ALL = 0x0806, 0x0003  # linux/if_ether.h
@@ -38,19 +39,37 @@ _PASSES = (
 )
 
 
+@dataclass(frozen=True)
+class Sightings:
+    """Where network cards were seen.
+
+    Attributes:
+        expected: the address that each is to have, by MAC address; None leaves that open.
+        seen: the address that each was seen to have last. Once it was the one that it is to have, it stays
+            that one: a card may have others beside it.
+    """
+
+    expected: Mapping[str, str | None]
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def note(self, mac: str, address: str) -> None:
+        """Take a sighting; those of strangers are passed by."""
+        if mac in self.expected and self.seen.get(mac, "") != self.expected[mac]:
+            self.seen[mac] = address
+
+
 class Segment:
     """One bridge, as seen from itself.
 
     The socket belongs to the network namespace that the process is in when this is made.
 
     Args:
-        macs: of the network cards that are ours.
+        cards: the network cards that are ours: their MAC addresses, and the address that each is to have.
     """
 
-    def __init__(self, macs: Collection[str]) -> None:
-        self._macs = frozenset(macs)
+    def __init__(self, cards: Mapping[str, str | None]) -> None:
+        self._cards = Sightings(cards)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._seen: dict[str, str] = {}
         self._asked: dict[str, str | None] = {}
         self._never = threading.Event()
 
@@ -75,7 +94,7 @@ class Segment:
 
     def addresses(self) -> dict[str, str]:
         """The addresses of our network cards, as far as they were seen, by MAC."""
-        return dict(self._seen)
+        return dict(self._cards.seen)
 
     def taken(self, addresses: Collection[str]) -> dict[str, str]:
         """Ask whether anybody has one of these addresses (RFC 5227 section 2.1.1, within a second or two).
@@ -98,8 +117,7 @@ class Segment:
                 mac, address = found
                 if address in self._asked:
                     self._asked[address] = mac
-                if mac in self._macs:
-                    self._seen[mac] = address
+                self._cards.note(mac, address)
 
 
 def arp_probe(mac: bytes, address: str) -> bytes:

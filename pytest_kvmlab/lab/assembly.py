@@ -109,9 +109,7 @@ class Assembly:
         journal = Journal(listeners=[self.journal.add])
         autodestroy = self.host.autodestroy and not self.keep
         lines = [wiring.line(name, index) for index in range(len(plan.nics))]
-        line = lines[0] if lines else None
-        dial, early = (line.dial, line.early) if line else (None, True)
-        machine = Machine(name, self.host, plan, renew, journal, autodestroy, dial, parts.frozen, early)
+        machine = Machine(name, self.host, plan, renew, journal, autodestroy, lines, parts.frozen)
         ssh = SshChannel(
             name, partial(machine.dial_greeter, SSH_PORT), access.login, host_key=access.host_key
         )

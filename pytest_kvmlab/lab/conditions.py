@@ -17,6 +17,18 @@ _CONNECTION_SECONDS = 10.0
 class Conditions(Commands):
     """A guest as far as it can be waited for."""
 
+    def ask_again(self, command: str, deadline: Deadline) -> CommandResult:
+        """Ask what may be asked twice: what was waited for may break a connection, or be a reboot.
+
+        Args:
+            command: as for `ask`.
+            deadline: as for `ask`.
+        """
+        try:
+            return self.ask(command, deadline)
+        except SshLost:
+            return self.ask(command, deadline)
+
     def wait_until_succeeds(self, command: str, *, timeout: float = WAIT_SECONDS) -> str:
         """Run a command again and again until it ends with exit status 0.
 
@@ -30,7 +42,7 @@ class Conditions(Commands):
         last: list[CommandResult] = []
 
         def attempt() -> CommandResult | None:
-            last[:] = [self._ask_again(command, deadline)]
+            last[:] = [self.ask_again(command, deadline)]
             return last[0] if last[0].ok else None
 
         if succeeded := until(attempt, deadline, every=0.2):
@@ -47,7 +59,7 @@ class Conditions(Commands):
         question = f"systemctl show --property=ActiveState --value -- {quoted}"
 
         def attempt() -> str | None:
-            state = self._ask_again(question, deadline).stdout.strip()
+            state = self.ask_again(question, deadline).stdout.strip()
             return state if state in ("active", "failed") else None
 
         if (state := until(attempt, deadline, every=0.2)) != "active":
@@ -84,7 +96,7 @@ class Conditions(Commands):
             seconds = min(_CONNECTION_SECONDS, deadline.remaining)
             return {port} if self.machine.answers(port, seconds) else set()
         return listening_ports(
-            self._ask_again("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null", deadline).stdout
+            self.ask_again("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null", deadline).stdout
         )
 
     def wait_for_file(self, path: str, *, timeout: float = WAIT_SECONDS) -> None:
@@ -96,7 +108,7 @@ class Conditions(Commands):
         deadline, quoted = self.deadline(timeout), shlex.quote(path)
 
         def attempt() -> bool | None:
-            return True if self._ask_again(f"test -e {quoted}", deadline).ok else None
+            return True if self.ask_again(f"test -e {quoted}", deadline).ok else None
 
         if not until(attempt, deadline, every=0.1):
             folder = self._last_question(f'ls -la -- "$(dirname -- {quoted})"')
@@ -125,13 +137,6 @@ class Conditions(Commands):
                 f"the console of {self.name} showed no {pattern!r} within {deadline.seconds:g} s; "
                 f"its last lines:\n{tail}"
             )
-
-    def _ask_again(self, command: str, deadline: Deadline) -> CommandResult:
-        """Run a command that may run twice: what is waited for may break a connection, or be a reboot."""
-        try:
-            return self.ask(command, deadline)
-        except SshLost:
-            return self.ask(command, deadline)
 
     def _last_question(self, command: str) -> str:
         return self.ask(f"{command} 2>&1", self.deadline(LAST_QUESTION_SECONDS)).stdout

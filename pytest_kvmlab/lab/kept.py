@@ -90,7 +90,7 @@ def _folder_of_key(guest: Guest) -> Path:
 
 def _way_to_ssh(guest: Guest) -> dict[str, Any]:
     """Where the guest's SSH server is: in networks of a lab, on a real LAN, or behind a forwarded port."""
-    if guest.machine.wired:
+    if guest.machine.line:
         return {"lan": guest.nics[0].lan, "address": guest.nics[0].address, "port": SSH_PORT}
     return {"lan": None, "address": _LOOPBACK, "port": guest.machine.forwarded_port(SSH_PORT)}
 

@@ -22,7 +22,7 @@ from pytest_kvmlab.lab.stage import Made, Stage, Together
 from pytest_kvmlab.lab.template_shelf import Shelf
 from pytest_kvmlab.lab.templates import NoClones, Templates
 from pytest_kvmlab.lab.wanted import Asked, Wanted
-from pytest_kvmlab.lab.wiring import Cards
+from pytest_kvmlab.lab.wiring import Cards, require_networks
 from pytest_kvmlab.spec.guest import GuestKeys, merge
 from pytest_kvmlab.spec.labfile import LabSpec
 from pytest_kvmlab.spec.options import Reset
@@ -120,6 +120,8 @@ class Launcher:
             GuestError: the guest does not get ready; the message says how far it came.
         """
         with self._background.ending(source) as undo:
+            if lab:
+                self._require_networks(lab, source)
             asked = undo.enter_context(self._asked(name, keys, lab.networks if lab else (), source))
             networks, cards = (lab.networks, _cards(lab, {name: keys})) if lab else ({}, {})
             wanted = Wanted([asked], networks, cards, {}, source, timeout)
@@ -148,6 +150,7 @@ class Launcher:
             GuestError: a guest does not get ready; the message says how far it came.
         """
         with self._background.ending(source) as undo:
+            self._require_networks(lab, source)
             asked = [
                 undo.enter_context(self._asked(name, keys, lab.networks, f"{source}: guest '{name}'"))
                 for name, keys in lab.guests.items()
@@ -171,6 +174,9 @@ class Launcher:
             guest = self._stage.alone(asked, own_parts, undo)
             boot_one(guest, self.capacity.boot, timeout=timeout)
             yield guest
+
+    def _require_networks(self, lab: LabSpec, source: str) -> None:
+        require_networks(self.assembly.host, lab.networks, source=source, keep=self.assembly.keep)
 
     @contextmanager
     def _up(self, wanted: Wanted, witness: Witness, undo: ExitStack) -> Iterator[Together]:

@@ -3,7 +3,7 @@
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,7 @@ from pytest_kvmlab.lab.greeting import first_to_greet
 from pytest_kvmlab.lab.hosts import Host
 from pytest_kvmlab.lab.usb import UsbPorts
 from pytest_kvmlab.lab.waits import until
+from pytest_kvmlab.lab.wiring import Line
 from pytest_kvmlab.plan.domain_xml import domain_xml
 from pytest_kvmlab.plan.guest import GuestPlan, MemoryFile
 
@@ -64,10 +65,8 @@ class Machine:
         renew: makes everything that it writes to as it was before it was first switched on.
         journal: where its events go.
         autodestroy: whether it ends with this process's connection.
-        wired: opens a connection to one of its ports by way of its lab's networks; None if its first card is
-            in user mode.
+        lines: what connects each of its network cards with a network of its lab; None of a card in user mode.
         frozen: the moment that `thaw` starts it from; None if it can only be switched on.
-        early: whether connections to its ports are accepted before it can, as by user-mode networking.
         forwarded: the loopback port of the host for each port of the guest that was asked for.
         usb: its USB ports, and what belongs into them.
     """
@@ -78,9 +77,8 @@ class Machine:
     renew: Callable[[], None]
     journal: Journal
     autodestroy: bool
-    wired: Callable[[int, float], socket.socket] | None = None
+    lines: Sequence[Line | None] = ()
     frozen: Frozen | None = None
-    early: bool = True
     forwarded: dict[int, int] = field(default_factory=dict)
     usb: UsbPorts = field(init=False)
     _domain: Domain | None = None
@@ -91,6 +89,11 @@ class Machine:
     def __post_init__(self) -> None:
         """Give it USB ports, with nothing in them."""
         self.usb = UsbPorts(self.name, self.folder, self._note_usb)
+
+    @property
+    def line(self) -> Line | None:
+        """The line by which its ports are reached; None if its first card is in user mode."""
+        return self.lines[0] if self.lines else None
 
     @property
     def folder(self) -> Path:
@@ -315,8 +318,8 @@ class Machine:
             OSError: nobody accepts in time.
             GuestError: the guest has no network card.
         """
-        if self.wired:
-            return self.wired(port, seconds)
+        if self.line:
+            return self.line.dial(port, seconds)
         return self.host.dial(_LOOPBACK, self.forwarded_port(port), seconds)
 
     def dial_greeter(self, port: int, seconds: float) -> socket.socket:
@@ -327,7 +330,8 @@ class Machine:
             GuestError: the guest broke, or has no network card.
         """
         alive = partial(self.check, "network")
-        return first_to_greet(partial(self.dial, port), alive, Deadline(seconds), early=self.early)
+        early = self.line.early if self.line else True  # as by user-mode networking
+        return first_to_greet(partial(self.dial, port), alive, Deadline(seconds), early=early)
 
     def forwarded_port(self, port: int) -> int:
         """The loopback port, where QEMU runs, that leads to a port of the guest.

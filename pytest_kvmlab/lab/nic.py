@@ -26,6 +26,11 @@ class Nic:
         return self._line.plan.network if self._line else None
 
     @property
+    def simulated_bridge(self) -> str | None:
+        """The bridge of a host that its network stands for; None if that is what it seems to be."""
+        return self._line.plan.stands_for if self._line else None
+
+    @property
     def address(self) -> str | None:
         """Its address; None in user mode, and on a real LAN until a server gave it one."""
         return self._line.address if self._line else None

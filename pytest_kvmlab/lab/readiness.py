@@ -2,6 +2,7 @@
 
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.errors import GuestError, WaitTimeout
+from pytest_kvmlab.lab.addresses_seen import prove_addresses
 from pytest_kvmlab.lab.conditions import Conditions
 from pytest_kvmlab.lab.usb_seen import prove_plugged
 from pytest_kvmlab.spec.readiness import CommandReady, ConsoleReady, PortReady, Readiness, UnitReady
@@ -11,6 +12,8 @@ _TAIL_LINES = 12
 
 def prove_ready(guest: Conditions, deadline: Deadline) -> None:
     """Wait until a guest has proved that it is up: its channel answers, it has its USB devices, it says so.
+
+    Then it must have the addresses that it was to have.
 
     Args:
         guest: a guest that has just been switched on.
@@ -23,6 +26,7 @@ def prove_ready(guest: Conditions, deadline: Deadline) -> None:
         with guest.machine.phase(channel):
             open_channel(guest, deadline)
     prove_useful(guest, deadline)
+    prove_addresses(guest, deadline)
 
 
 def prove_useful(guest: Conditions, deadline: Deadline) -> None:

@@ -91,10 +91,7 @@ class Stage:
             )
         )
         host, worker = self.assembly.host, self.assembly.worker
-        keep = self.assembly.keep
-        wiring = undo.enter_context(
-            wired(host, worker, wanted.networks, wanted.cards, source=wanted.source, keep=keep)
-        )
+        wiring = undo.enter_context(wired(host, worker, wanted.networks, wanted.cards, source=wanted.source))
         made = [
             undo.enter_context(self._made(asked, wiring, each, dongles.of(asked.name)))
             for asked, each in zip(wanted.guests, parts, strict=True)

@@ -11,7 +11,7 @@ from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.keeper.faults import Faults, Impairment
 from pytest_kvmlab.keeper.lan_request import LanHost, LanNetwork, LanRequest
 from pytest_kvmlab.keeper.lans import Lan, open_lan
-from pytest_kvmlab.keeper.real_bridge import subnets_of
+from pytest_kvmlab.keeper.real_bridge import require_bridge, subnets_of
 from pytest_kvmlab.lab.hosts import Host
 from pytest_kvmlab.lab.user_lan import UserLan
 from pytest_kvmlab.plan.addresses import gateway_of, overlapping
@@ -111,9 +111,12 @@ class Line:
     @property
     def address(self) -> str | None:
         """The address of the card: known before its guest boots, or, on a real LAN, seen since."""
-        if self.member.address or self.wiring.lan is None:
-            return str(self.member.address) if self.member.address else None
-        return self.wiring.lan.addresses().get(self.member.mac)
+        return str(self.member.address) if self.member.address else self.seen
+
+    @property
+    def seen(self) -> str | None:
+        """The address that the card has: as leased in a network of the lab, or seen on a real LAN."""
+        return self.wiring.lan.addresses().get(self.member.mac) if self.wiring.lan else None
 
     @property
     def lan(self) -> str | None:
@@ -152,6 +155,48 @@ NO_WIRING = Wiring((), {}, None)
 """What a guest that is of no lab is plugged into."""
 
 
+def require_networks(host: Host, networks: Mapping[str, LabNetwork], *, source: str, keep: bool) -> None:
+    """See that a host can have the networks of a lab, before anything is built or waited for.
+
+    Args:
+        host: where its guests are to run.
+        networks: the networks of the lab.
+        source: who asks, for messages.
+        keep: whether guests may be wanted after the run.
+
+    Raises:
+        HostError: it cannot: they need namespaces, and it has none; or it has no such bridge.
+    """
+    made = {name: network for name, network in networks.items() if network.mode != "user"}
+    if made and not host.choice.private:
+        _refuse_without_namespaces(host, made, source, keep=keep)
+    for name, network in made.items():
+        if network.bridge and not network.is_ours:
+            require_bridge(name, network.bridge)
+
+
+def _refuse_without_namespaces(
+    host: Host, networks: Mapping[str, LabNetwork], source: str, *, keep: bool
+) -> None:
+    if why := _why_not(host, networks, keep=keep):
+        raise HostError(
+            f"{source}: {why} a private host, and guests run on {host.choice.kind}: {host.choice.why}",
+            'use --kvm-host=private, or networks = [{ mode = "user" }]',
+            check="namespaces",
+        )
+
+
+def _why_not(host: Host, networks: Mapping[str, LabNetwork], *, keep: bool) -> str:
+    if host.choice.kind != "embed":
+        return f"networks ({', '.join(networks)}) need"
+    for name, network in networks.items():
+        if not network.is_ours:
+            return f"network '{name}' is on the real bridge {network.bridge}, which needs"
+        if network.uplink:
+            return f"network '{name}' has an uplink, which needs"
+    return "guests in networks that are to be kept need" if keep else ""
+
+
 @contextmanager
 def wired(
     host: Host,
@@ -160,20 +205,18 @@ def wired(
     cards: Cards,
     *,
     source: str,
-    keep: bool = False,
 ) -> Iterator[Wiring]:
     """Make the networks of a lab, as long as the context lasts.
 
     Args:
-        host: where its guests run.
+        host: where its guests run; it can have such networks (`require_networks`).
         worker: this process's name within the run.
         networks: the networks of the lab.
         cards: the cards in them.
         source: the lab as the reader knows it, for messages.
-        keep: whether guests may be wanted after the run.
 
     Raises:
-        HostError: this host cannot have such networks, or they cannot be made.
+        HostError: they cannot be made.
         ConfigError: no subnet is left for a network that was given none, or one that was given overlaps that
             of a real LAN.
     """
@@ -183,7 +226,6 @@ def wired(
     if not plans:
         yield Wiring(networks, {}, None)
         return
-    _refuse_elsewhere(host, plans, source, keep=keep)
     _refuse_overlaps(plans, lans, source)
     request = LanRequest(instance.name, tuple(_network(plan) for plan in plans.values()))
     with closing(_opened(host, request)) as lan:
@@ -209,27 +251,6 @@ def _refuse_overlaps(plans: Mapping[str, NetworkPlan], lans: Sequence[IPv4Networ
 
 def _opened(host: Host, request: LanRequest) -> Lan | UserLan:
     return open_lan(host.folder, request) if host.choice.private else UserLan(host.folder.run, request)
-
-
-def _refuse_elsewhere(host: Host, plans: Mapping[str, NetworkPlan], source: str, *, keep: bool) -> None:
-    """Refuse what needs namespaces, where there are none."""
-    if why := "" if host.choice.private else _why_not(host, plans, keep=keep):
-        raise HostError(
-            f"{source}: {why} a private host, and guests run on {host.choice.kind}: {host.choice.why}",
-            'use --kvm-host=private, or networks = [{ mode = "user" }]',
-            check="namespaces",
-        )
-
-
-def _why_not(host: Host, plans: Mapping[str, NetworkPlan], *, keep: bool) -> str:
-    if host.choice.kind != "embed":
-        return f"networks ({', '.join(plans)}) need"
-    for plan in plans.values():
-        if plan.port_on:
-            return f"network '{plan.network}' is on the real bridge {plan.port_on}, which needs"
-        if plan.uplink:
-            return f"network '{plan.network}' has an uplink, which needs"
-    return "guests in networks that are to be kept need" if keep else ""
 
 
 def _network(plan: NetworkPlan) -> LanNetwork:

@@ -56,6 +56,7 @@ class NetworkPlan:
         network: its name in the lab.
         bridge: the bridge that is made for it.
         port_on: the bridge of the host whose LAN it is a part of, if it is.
+        stands_for: the bridge of a host in whose place it is, if it is simulated.
         uplink: whether guests reach the world behind the host.
         subnet: its addresses, of which the first is the gateway's; `None` on a real LAN, which has its own.
         domain: the domain of the guests' names.
@@ -65,6 +66,7 @@ class NetworkPlan:
     network: str
     bridge: str
     port_on: str | None
+    stands_for: str | None
     uplink: bool
     subnet: IPv4Network | None
     domain: str | None
@@ -139,6 +141,7 @@ def _plan(
         network=name,
         bridge=bridge_name(instance.run_id, instance.name, name),
         port_on=None if network.is_ours else network.bridge,
+        stands_for=network.bridge if network.simulated else None,
         uplink=network.uplink,
         subnet=subnet,
         domain=network.domain,

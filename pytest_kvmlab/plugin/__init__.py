@@ -79,6 +79,7 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     from pytest_kvmlab.plugin.comparing import Comparing  # noqa: PLC0415
     from pytest_kvmlab.plugin.kernel_axis import KernelAxis  # noqa: PLC0415
     from pytest_kvmlab.plugin.kernel_checks import KernelChecks  # noqa: PLC0415
+    from pytest_kvmlab.plugin.lab_files import LabFiles  # noqa: PLC0415
     from pytest_kvmlab.plugin.recording import Recording  # noqa: PLC0415
     from pytest_kvmlab.plugin.reporting import LabReporting  # noqa: PLC0415
     from pytest_kvmlab.plugin.resets import Resets  # noqa: PLC0415
@@ -91,6 +92,7 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     resets = Resets(session)
     config.pluginmanager.register(resets, "kvmlab-resets")
     config.pluginmanager.register(KernelAxis(options), "kvmlab-kernel-axis")
+    config.pluginmanager.register(LabFiles(options), "kvmlab-lab-files")
     config.pluginmanager.register(KernelChecks(session), "kvmlab-kernel-checks")
     # At the end of a session each of these needs what the one before has found; pytest ends the guests of an
     # interrupted module only then, so all of them come last, in this order.

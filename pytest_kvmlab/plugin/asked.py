@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -95,7 +96,7 @@ def asked_guest(
         ConfigError: marks or lab file are wrong, or leave open which guest is meant.
     """
     mark = merged_mark(node, extra)
-    lab = _lab(mark, node, options) if needs_lab(mark) else None
+    lab = lab_of(mark, node, options) if needs_lab(mark) else None
     name, keys = select_guest(mark, lab, where=node.nodeid)
     kernels = _range(keys)
     own = keys.kernel is not None and kernels is None
@@ -119,7 +120,7 @@ def asked_lab(node: pytest.Item | pytest.Collector, options: Options, *, kernel:
     """
     mark = merged_mark(node)
     refuse_guest_keys(mark, where=node.nodeid)
-    lab = _lab(mark, node, options)
+    lab = lab_of(mark, node, options)
     if lab is None:
         raise ConfigError(
             f"{node.nodeid}: there is no lab file at or above the test",
@@ -128,13 +129,21 @@ def asked_lab(node: pytest.Item | pytest.Collector, options: Options, *, kernel:
     return AskedLab(with_kernels(lab, kernel), _range(mark))
 
 
-def _lab(mark: KvmMark, node: pytest.Item | pytest.Collector, options: Options) -> LabSpec | None:
-    """The lab of a test: its mark's, else the option's, else the nearest file at or above it."""
+def lab_of(mark: KvmMark, node: pytest.Item | pytest.Collector, options: Options) -> LabSpec | None:
+    """The lab of a test: its mark's, else the nearest file at or above it, else the option's.
+
+    Args:
+        mark: what the test says.
+        node: the test or module.
+        options: how to run.
+
+    Raises:
+        ConfigError: the lab's file is wrong, or there are several.
+    """
+    folder, wish = node.path.parent, options.lab_file
     if mark.lab is not None:
-        return _load_once(locate_lab(mark.lab, shipped_labs(), node.path.parent))
-    if options.lab_file is not None:
-        return named_lab(options.lab_file, node.config)
-    path = find_lab(node.path.parent)
+        return _load_once(locate_lab(mark.lab, shipped_labs(), folder))
+    path = find_lab(folder, _named(wish, node.config) if wish is not None else None)
     return _load_once(path) if path else None
 
 
@@ -148,7 +157,11 @@ def named_lab(wish: str, config: pytest.Config) -> LabSpec:
     Raises:
         ConfigError: there is no such lab, or its file is wrong.
     """
-    return _load_once(locate_lab(wish, shipped_labs(), config.invocation_params.dir))
+    return _load_once(_named(wish, config))
+
+
+def _named(wish: str, config: pytest.Config) -> Path:
+    return locate_lab(wish, shipped_labs(), config.invocation_params.dir)
 
 
 _load_once = cache(load_lab)

@@ -19,6 +19,7 @@ from pytest_kvmlab.plugin.accounts import ACCOUNTS, GuestAccount
 from pytest_kvmlab.plugin.outcomes import TestReports
 from pytest_kvmlab.plugin.session import LabSession
 from pytest_kvmlab.report.record import guest_record, system_record
+from pytest_kvmlab.report.simulated import simulated_bridges
 from pytest_kvmlab.spec.run_record import RUN_RECORD, GuestRecord, HostRecord, RunRecord, SystemRecord
 
 _SENT = "kvmlab_record"
@@ -103,6 +104,8 @@ class Recording:
         """Write the record, in the one process that has all of it."""
         if hasattr(session.config, "workerinput") or session.config.option.collectonly:
             return
+        if session.exitstatus == pytest.ExitCode.USAGE_ERROR:  # nothing was run
+            return
         self.record = self._complete(session)
         try:
             write_whole(self.path, self.record.to_json())
@@ -128,7 +131,9 @@ class Recording:
             return None
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say if there is no record."""
+        """Say which networks were not what they seem to be, and if there is no record."""
+        for line in simulated_bridges(self.record) if self.record else []:
+            terminalreporter.write_line(f"kvmlab: {line}", yellow=True)
         if self._failure:
             terminalreporter.write_line(f"kvmlab: {self._failure}", yellow=True)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_kvmlab.spec.run_record import GuestRecord
+from pytest_kvmlab.spec.run_record import CardRecord, GuestRecord
 
 _BOX_WIDTH, _BOX_HEIGHT, _GAP = 150, 44, 30
 _TOP, _FIRST_NETWORK, _BETWEEN_NETWORKS = 26, 116, 44
@@ -58,7 +58,7 @@ def picture_of(guests: Sequence[GuestRecord]) -> LabPicture | None:
     Returns:
         The drawing; none of a single guest without a network of a lab and without dongles.
     """
-    names = dict.fromkeys(card.network for guest in guests for card in guest.networks)
+    names = {card.network: _title(card) for guest in guests for card in guest.networks}
     if len(guests) < 2 and set(names) <= {"user"} and not any(guest.dongles for guest in guests):
         return None
     rows = {name: _FIRST_NETWORK + at * _BETWEEN_NETWORKS for at, name in enumerate(names)}
@@ -72,13 +72,17 @@ def picture_of(guests: Sequence[GuestRecord]) -> LabPicture | None:
             Box(_left(at), guest.name, guest.image, ", ".join(guest.dongles))
             for at, guest in enumerate(guests)
         ],
-        buses=[Bus(y, name) for name, y in rows.items()],
+        buses=[Bus(y, names[name]) for name, y in rows.items()],
         wires=[
             Wire(_left(at) + (number + 1) * _BOX_WIDTH // (len(guest.networks) + 1), rows[card.network])
             for at, guest in enumerate(guests)
             for number, card in enumerate(guest.networks)
         ],
     )
+
+
+def _title(card: CardRecord) -> str:
+    return f"{card.network} (simulated {card.simulated_bridge})" if card.simulated_bridge else card.network
 
 
 def _left(place: int) -> int:

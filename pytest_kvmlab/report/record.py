@@ -60,7 +60,9 @@ def guest_record(
         kernel=answer.release if answer else guest.kernel,
         folder=folder,
         networks=tuple(
-            CardRecord(network=keys.name or keys.mode, mac=card.mac)
+            CardRecord(
+                network=keys.name or keys.mode, mac=card.mac, simulated_bridge=card.simulated_bridge or ""
+            )
             for keys, card in zip(guest.spec.networks, guest.nics, strict=False)
         ),
         dongles=tuple(keys.called for keys in guest.spec.usb),

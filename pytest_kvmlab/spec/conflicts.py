@@ -15,6 +15,11 @@ from pytest_kvmlab.spec.validation import all_at_once
 DEFAULT_PREFIX = 24
 """The size of a network that was given no subnet."""
 
+# What is made for a lab at most. The keeper, which makes it and trusts nobody, has these limits of its own.
+MOST_NETWORKS, MOST_CARDS = 8, 64
+UPLINKS = IPv4Network("198.18.0.0/24")
+"""Between networks and what leads out of them, so that none of them can have it."""
+
 # What QEMU gives a guest behind a user-mode card (QEMU docs/system/devices/net.rst).
 _USER_MODE = IPv4Network("10.0.2.0/24")
 
@@ -54,7 +59,7 @@ def find_conflicts(
     Returns:
         Every conflict: names that nothing has; a MAC address, an address, a port of a guest, a bridge or a
         dongle that is claimed twice; addresses that their network does not have or gives to others; subnets
-        that overlap or are too small.
+        that overlap or are too small; more than can be made for one lab.
     """
     cards = _cards(guests, networks)
     return [
@@ -68,6 +73,7 @@ def find_conflicts(
         *_overlapping_subnets(networks),
         *_misplaced_addresses(cards),
         *_full_subnets(cards, networks),
+        *_too_many(cards, networks),
         *_beside_user_mode(cards),
     ]
 
@@ -176,6 +182,9 @@ def _overlapping_subnets(networks: Mapping[str, LabNetwork]) -> Iterator[Conflic
     for (one, first), (other, second) in combinations(written, 2):
         if first.overlaps(second):
             yield Conflict(f"network.{one}.subnet and network.{other}.subnet overlap: {first} and {second}")
+    for name, subnet in written:
+        if subnet.overlaps(UPLINKS):
+            yield Conflict(f"network.{name}.subnet: {subnet} overlaps {UPLINKS}, which uplinks use")
 
 
 def _misplaced_addresses(cards: Iterable[_Card]) -> Iterator[Conflict]:
@@ -221,6 +230,19 @@ def _full_subnets(cards: Iterable[_Card], networks: Mapping[str, LabNetwork]) ->
                 f"network.{name}.subnet: has {addresses - 3} addresses for {asked.count(name)} network cards",
                 "give it a larger one, such as 10.77.0.0/16",
             )
+
+
+def _too_many(cards: Iterable[_Card], networks: Mapping[str, LabNetwork]) -> Iterator[Conflict]:
+    made = [name for name, network in networks.items() if network.mode != "user"]
+    if len(made) > MOST_NETWORKS:
+        yield Conflict(
+            f"network: {len(made)} are made for the lab, and {MOST_NETWORKS} is the most: {', '.join(made)}",
+            "make two labs of it",
+        )
+    asked = [card.keys.name for card in cards]
+    for name in made:
+        if asked.count(name) > MOST_CARDS:
+            yield Conflict(f"network.{name}: {asked.count(name)} network cards, and {MOST_CARDS} is the most")
 
 
 def _beside_user_mode(cards: Sequence[_Card]) -> Iterator[Conflict]:

@@ -88,27 +88,30 @@ def load_lab(path: Path) -> LabSpec:
     return lab
 
 
-def find_lab(start: Path) -> Path | None:
+def find_lab(start: Path, otherwise: Path | None = None) -> Path | None:
     """Find the lab of a folder.
 
     Args:
         start: a folder, or a file in it.
+        otherwise: the lab of folders that do not say which is theirs.
 
     Returns:
-        The nearest `*.lab.toml` in this folder or one above it, if there is one.
+        The nearest `*.lab.toml` in this folder or one above it; `otherwise` if there is none, or if there are
+        several in the nearest folder that has one.
 
     Raises:
-        ConfigError: the nearest folder that has one has two.
+        ConfigError: it has several, and nothing else is said.
     """
     for folder in (start, *start.parents):
         found = sorted(folder.glob(f"*{SUFFIX}"))
-        if len(found) > 1:
-            raise ConfigError(
-                f"{folder} has more than one lab file", "name one: --kvm-lab-file", looked_at=found
-            )
-        if found:
+        if len(found) == 1:
             return found[0]
-    return None
+        if found and otherwise is None:
+            hint = f'name one: --kvm-lab-file, or kvm(lab="{found[0].name}")'
+            raise ConfigError(f"{folder} has more than one lab file", hint, looked_at=found)
+        if found:
+            break
+    return otherwise
 
 
 def locate_lab(wish: str, shipped: Path, folder: Path) -> Path:

@@ -34,7 +34,8 @@ class Options:
 
     Args:
         lab: whether tests that need guests run.
-        lab_file: the lab of tests that name none: a path, or the name of a shipped lab.
+        lab_file: the lab of tests that name none and have no file of one at or above their folder: a path, or
+            the name of a shipped lab.
         host: `auto`, `private`, `embed` or a local libvirt URI.
         accel: the accelerator, or `auto`.
         image: files to use in place of named images.
@@ -235,7 +236,11 @@ def _kernels(text: str) -> tuple[str, ...]:
 
 OPTIONS = (
     Option(
-        "lab_file", "", _optional, "the lab of tests that name none: a path, or a shipped lab's name", "LAB"
+        "lab_file",
+        "",
+        _optional,
+        "the lab of tests without one of their own: a path, or a shipped lab's name",
+        "LAB",
     ),
     Option(
         "host", "auto", parse_host, "where guests run: auto, private, embed or a local libvirt URI", "HOST"

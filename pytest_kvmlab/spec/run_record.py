@@ -110,10 +110,14 @@ class PhaseRecord(Record):
 
 
 class CardRecord(Record):
-    """A network card: the network of the lab that it is in, or `user`."""
+    """A network card: the network of the lab that it is in, or `user`.
+
+    `simulated_bridge` is the bridge that a network with `simulated = true` stood for.
+    """
 
     network: str
     mac: str
+    simulated_bridge: str = ""
 
 
 class GuestRecord(Record):

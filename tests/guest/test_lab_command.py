@@ -52,6 +52,10 @@ CAMPUS = """
 [network.campus]
 mode = "nat"
 subnet = "10.77.0.0/24"
+[network.lan]
+mode = "bridge"
+bridge = "br0"
+simulated = true
 [guest.web]
 image = "micro"
 networks = [{ name = "campus", address = "10.77.0.10" }]
@@ -125,6 +129,7 @@ def test_guests_in_a_network_stay_reachable_by_their_host_and_each_other(tmp_pat
     up = kvmlab("lab", "up", str(campus), "--hours", "1")
     try:
         assert up.returncode == 0, up.stderr
+        assert "network lan: simulated: a bridge of the lab's own stands for br0\n" in up.stdout
         for guest, address, other in (("web", "10.77.0.10", "db"), ("db", "10.77.0.20", "web")):
             typed = f"ip address; ping -c 1 {other}\n"
             shell = kvmlab("lab", "shell", str(campus), guest, typed=typed)

@@ -1,4 +1,4 @@
-"""A lab on a bridge that the host has, as a lab file describes it: two machines stand for the campus."""
+"""Labs on a bridge that the host has, or with an uplink: two machines stand for the campus."""
 
 import os
 import subprocess
@@ -52,10 +52,42 @@ def test_the_lab_is_on_the_campus(lab):
 """
 
 
-def ran(outer: Campus, python: Sequence[str], home: Path, environment: Mapping[str, str], lab: str) -> str:
+UPLINK = """
+[network.out]
+mode = "nat"
+uplink = true
+
+[network.back]
+mode = "nat"
+
+[guest.web]
+image = "micro"
+networks = ["out"]
+
+[guest.db]
+image = "micro"
+networks = ["back"]
+"""
+
+TEST_OF_UPLINK = f"""
+def test_only_the_uplink_leads_out(lab):
+    assert lab["web"].succeed("nc -w 20 {NEIGHBOUR} 7 </dev/null") == "{WORD}\\n"
+    lab["db"].fail("nc -w 5 {NEIGHBOUR} 7 </dev/null")
+"""
+
+
+def ran(
+    outer: Campus,
+    python: Sequence[str],
+    home: Path,
+    environment: Mapping[str, str],
+    lab: str,
+    *,
+    test: str = TEST,
+) -> str:
     """What pytest says of the test on that machine, where nothing of it is left."""
     (home / "campus.lab.toml").write_text(lab)
-    (home / "test_campus.py").write_text(TEST)
+    (home / "test_campus.py").write_text(test)
     before = settled(outer)
     command = outer.host.command(
         *python, "-m", "pytest", "--kvm-lab", "-p", "no:cacheprovider", "test_campus.py"
@@ -101,3 +133,23 @@ def test_a_network_of_a_lab_cannot_have_the_addresses_of_the_campus(tmp_path: Pa
     with campus(tmp_path) as outer:
         told = ran(outer, [sys.executable], tmp_path, os.environ, lab)
     assert "network 'back' has the subnet 192.0.2.128/25, which overlaps 192.0.2.0/24" in told
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_guest_to_which_the_campus_gives_another_address_is_told(tmp_path: Path) -> None:
+    lab = LAB.replace(RESERVED_MAC, "52:54:00:00:00:78")
+    with campus(tmp_path) as outer:
+        told = ran(outer, [sys.executable], tmp_path, os.environ, lab)
+    assert "GuestError: db: card 1 (52:54:00:00:00:78) in network 'lan' has the address 192.0.2.1" in told
+    assert f"and was to have {RESERVED}" in told
+    assert "the DHCP server of br0 is to give 52:54:00:00:00:78 that address" in told
+
+
+def test_a_lab_file_with_an_uplink_leads_its_guests_to_the_campus_and_no_others(
+    runs: Path, tmp_path: Path
+) -> None:
+    traces = Traces.of(runs)
+    with campus(tmp_path) as outer:
+        told = ran(outer, [sys.executable], tmp_path, os.environ, UPLINK, test=TEST_OF_UPLINK)
+        assert "1 passed" in told
+    assert traces.left_at_last() == {}

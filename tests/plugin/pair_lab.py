@@ -77,7 +77,7 @@ def test_a_line_that_loses_everything_and_is_good_again(shared_lab):
     back.impair()
     shared_lab["web"].succeed(f"ping -c 1 -W 5 {target}")
 
-def test_guests_without_a_network_in_common_cannot_be_parted(shared_lab):
+def test_a_guest_that_is_not_there_cannot_be_parted(shared_lab):
     with pytest.raises(KvmlabError, match="no guest 'dbb'"):
         shared_lab.partition("web", "dbb")
 

@@ -120,6 +120,12 @@ def test_the_option_names_the_lab_of_tests_that_name_none(pytester: pytest.Pytes
     assert (name, keys.image) == ("db", "suse")
 
 
+def test_the_option_does_not_go_before_a_lab_file_of_the_tests_own(pytester: pytest.Pytester) -> None:
+    write(pytester, "tests/one.lab.toml", ONE)
+    path = write(pytester, "two.lab.toml", TWO)
+    assert asked(pytester, "def test_it(): ...\n", lab_file=str(path))["test_it"][0] == "web"
+
+
 def test_a_mark_names_a_shipped_lab(pytester: pytest.Pytester) -> None:
     write(pytester, "one.lab.toml", ONE)
     assert asked_once(pytester, "kvm(lab='demo')")[0] == "micro"

@@ -2,9 +2,10 @@
 
 import pytest
 
+from pytest_kvmlab.spec.run_record import read_runs
 from tests.guest.leftovers import network_of_this_machine
 from tests.plugin.pair_lab import MODES, PAIR
-from tests.plugin.project import Project
+from tests.plugin.project import Project, junit_properties
 
 SAME = """
 import pathlib, time, pytest
@@ -49,11 +50,27 @@ def pair(module_project: Project) -> Project:
     return module_project
 
 
-def test_guests_of_a_lab_reach_each_other_and_are_reached(pair: Project) -> None:
+@pytest.fixture(scope="module")
+def modes(pair: Project) -> pytest.RunResult:
     before = network_of_this_machine()
-    result = pair.pytest("--kvm-lab", "--kvm-host=private", "test_modes.py")
-    result.assert_outcomes(passed=9)
+    result = pair.pytest("--kvm-lab", "--kvm-host=private", "--junit-xml=junit.xml", "test_modes.py")
     assert network_of_this_machine() == before
+    return result
+
+
+def test_guests_of_a_lab_reach_each_other_and_are_reached(modes: pytest.RunResult) -> None:
+    modes.assert_outcomes(passed=9)
+
+
+def test_nobody_takes_a_simulated_bridge_for_the_campus(pair: Project, modes: pytest.RunResult) -> None:
+    modes.stdout.fnmatch_lines(["kvmlab: network lan: simulated: *stood for br0 and its LAN"])
+    for test in read_runs(pair.folder / "kvmlab-artifacts")[0].tests:
+        (web,) = (guest for guest in test.guests if guest.name == "web")
+        bridges = {card.network: card.simulated_bridge for card in web.networks}
+        assert bridges == {"campus": "", "back": "", "lan": "br0"}
+    properties = junit_properties(pair.folder / "junit.xml")
+    assert {each["kvmlab.web.simulated_bridges"] for each in properties.values()} == {"br0"}
+    assert not [name for each in properties.values() for name in each if name.startswith("kvmlab.db.sim")]
 
 
 def test_the_same_lab_four_times_at_once_and_the_machine_is_as_before(pair: Project) -> None:

@@ -23,6 +23,21 @@ def test_a_lab_that_ships_can_be_read_and_has_an_application(lab: str, fixture: 
 
 
 @every_lab
+def test_its_fixture_is_one_of_the_suites_and_the_lab_is_found_by_its_name(
+    project: Project, lab: str, fixture: str
+) -> None:
+    project.write("conftest.py", f'pytest_plugins = ["pytest_kvmlab.fixtures.{lab}"]\n')
+    project.write(
+        "test_ours.py", f'import pytest\n@pytest.mark.kvm(lab="{lab}")\ndef test_ours({fixture}): ...\n'
+    )
+    listed = project.pytest("--fixtures", "test_ours.py")
+    listed.stdout.fnmatch_lines([f"*fixtures defined from pytest_kvmlab.fixtures.{lab} *", f"{fixture} *"])
+    collected = project.pytest("--kvm-lab", "--collect-only", "-q")
+    assert collected.ret == pytest.ExitCode.OK
+    collected.stdout.fnmatch_lines(["test_ours.py::test_ours"])
+
+
+@every_lab
 def test_without_the_option_a_test_that_uses_it_is_skipped(project: Project, lab: str, fixture: str) -> None:
     project.write("conftest.py", f'pytest_plugins = ["pytest_kvmlab.fixtures.{lab}"]\n')
     project.write("test_ours.py", f"def test_ours({fixture}): assert False\n")

@@ -48,6 +48,43 @@ def test_a_wrong_option_ends_the_run(project: Project, arguments: list[str], mes
     usage_error(project.pytest("--kvm-lab", *arguments), message)
 
 
+BAD = '[guest.web]\nimage = "micro"\nmemroy = "1GiB"\n'
+
+
+@pytest.mark.parametrize(
+    ("fixture", "workers"),
+    [("guest", []), ("kvm_lab", []), ("shared_guest", []), ("shared_lab", []), ("lab", ["-n2"])],
+)
+def test_a_wrong_lab_file_above_a_test_ends_the_run(
+    project: Project, fixture: str, workers: list[str]
+) -> None:
+    bad = project.write("bad.lab.toml", BAD)
+    project.write("tests/test_it.py", f"def test_none(): ...\ndef test_it({fixture}): ...\n")
+    result = project.pytest("--kvm-lab", "--kvm-host=embed", *workers)
+    usage_error(result, f"{bad}: guest.web.memroy*(did you mean 'memory'?)*")
+    result.stdout.no_fnmatch_line("*passed*")
+    assert not (project.folder / "kvmlab-artifacts" / "run.json").exists()
+
+
+def test_every_wrong_lab_file_is_told_once_and_those_of_no_test_that_runs_not_at_all(
+    project: Project,
+) -> None:
+    for folder in ("a", "b", "c"):
+        project.write(f"{folder}/{folder}.lab.toml", BAD)
+        project.write(f"{folder}/test_{folder}.py", f"def test_1(lab): ...\ndef test_{folder}(guest): ...\n")
+    told = str(project.pytest("--kvm-lab", "--kvm-host=embed", "-k", "test_a or test_b").stdout)
+    assert [told.count(f"{folder}.lab.toml: guest.web.memroy") for folder in ("a", "b", "c")] == [1, 1, 0]
+
+
+def test_a_lab_file_that_no_test_gets_ends_nothing(project: Project) -> None:
+    project.write("bad.lab.toml", BAD)
+    text = (
+        "import pytest\n@pytest.mark.kvm(image='not-there')\ndef test_it(guest): ...\ndef test_none(): ...\n"
+    )
+    project.write("test_it.py", text)
+    project.pytest("--kvm-lab", "--kvm-host=embed").assert_outcomes(passed=1, errors=1)
+
+
 def test_a_wrong_ini_key_ends_the_run(project: Project) -> None:
     project.write("pytest.ini", "[pytest]\nkvm_host = embedd\n")
     usage_error(project.pytest("--kvm-lab"), "ini key kvm_host: should be *(did you mean 'embed'?)*")
@@ -108,6 +145,26 @@ def test_a_wrong_mark_is_told_without_traceback(wrong_marks: pytest.RunResult, n
     report = section_of(str(wrong_marks.stdout), f"test_{name}").splitlines()
     pytest.LineMatcher(report[:1]).fnmatch_lines([message])
     assert not [line for line in report if re.search(r"\.py:\d+: ", line)]
+
+
+NO_BRIDGE = """
+[network.lan]
+mode = "bridge"
+bridge = "kvl-none"
+
+[guest.web]
+image = "not-built-either"
+networks = ["lan"]
+"""
+
+
+def test_a_bridge_that_is_not_there_is_told_before_an_image_is_looked_for(project: Project) -> None:
+    project.write("campus.lab.toml", NO_BRIDGE)
+    project.write("test_it.py", f"def test_lab(lab): ...\n{USES_GUEST}")
+    result = project.pytest("--kvm-lab", "--kvm-host=private")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["HostError: network 'lan': this host has no bridge kvl-none"])
+    result.stdout.no_fnmatch_line("*no image*")
 
 
 def missing(path: Path) -> None:

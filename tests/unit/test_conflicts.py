@@ -2,8 +2,9 @@
 
 import pytest
 
+from pytest_kvmlab.keeper import lan_request
 from pytest_kvmlab.spec.application import LabApp
-from pytest_kvmlab.spec.conflicts import find_conflicts
+from pytest_kvmlab.spec.conflicts import MOST_CARDS, MOST_NETWORKS, UPLINKS, find_conflicts
 from pytest_kvmlab.spec.guest import GuestKeys
 from pytest_kvmlab.spec.network import LabNetwork
 
@@ -93,6 +94,10 @@ def test_a_card_that_cannot_be_is_refused(cards: dict[str, list[object]], said: 
             "network.campus.subnet and network.all.subnet overlap: 10.77.0.0/24 and 10.77.0.0/16",
         ),
         (
+            {"campus": NAT, "all": {"mode": "isolated", "subnet": "198.18.0.0/16"}},
+            "network.all.subnet: 198.18.0.0/16 overlaps 198.18.0.0/24, which uplinks use",
+        ),
+        (
             {
                 "campus": NAT,
                 "lan": {"mode": "bridge", "bridge": "br0"},
@@ -105,6 +110,30 @@ def test_a_card_that_cannot_be_is_refused(cards: dict[str, list[object]], said: 
 def test_networks_that_cannot_be_are_refused(networks: dict[str, Table], said: str) -> None:
     found = conflicts(networks, {"web": [at("10.77.0.9")]})
     assert [told.endswith(said) for told in found] == [True], found
+
+
+def test_no_more_is_asked_for_than_the_keeper_makes() -> None:
+    assert (MOST_NETWORKS, MOST_CARDS) == (lan_request.MOST_NETWORKS, lan_request.MOST_HOSTS)
+    assert UPLINKS == lan_request.UPLINK_SUBNET
+
+
+def test_a_lab_has_eight_networks_that_are_made_and_no_ninth() -> None:
+    user: dict[str, Table] = {"out": {"mode": "user"}}
+    made: dict[str, Table] = {f"n{number}": {"mode": "isolated"} for number in range(8)}
+    real: dict[str, Table] = {"lan": {"mode": "bridge", "bridge": "br0"}}
+    assert conflicts(user | made, {}) == []
+    (said,) = conflicts(user | made | real, {})
+    assert said.startswith("network: 9 are made for the lab, and 8 is the most: n0, n1,")
+
+
+def test_a_network_has_64_cards_and_no_65th() -> None:
+    networks: dict[str, Table] = {"lan": {"mode": "bridge", "bridge": "br0"}, "out": {"mode": "user"}}
+    guests: dict[str, list[object]] = {f"g{number}": ["lan"] * 8 for number in range(8)}
+    others: dict[str, list[object]] = {f"u{number}": ["out"] * 8 for number in range(9)}
+    assert conflicts(networks, guests | others) == []
+    assert conflicts(networks, {**guests, "one-more": ["lan"]}) == [
+        "network.lan: 65 network cards, and 64 is the most"
+    ]
 
 
 def test_a_subnet_has_place_for_all_cards_but_one_more() -> None:

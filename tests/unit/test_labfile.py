@@ -144,6 +144,15 @@ def test_two_labs_in_one_folder_are_both_named(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=r"a\.lab\.toml\n.*b\.lab\.toml"):
         find_lab(tmp_path)
+    assert find_lab(tmp_path, Path("c.lab.toml")) == Path("c.lab.toml")
+
+
+def test_a_lab_that_is_named_for_all_is_that_of_folders_without_one(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    own = tmp_path / "own" / "own.lab.toml"
+    own.touch()
+    named = Path("named.lab.toml")
+    assert [find_lab(tmp_path, named), find_lab(own.parent, named)] == [named, own]
 
 
 def test_a_lab_has_the_networks_and_applications_of_its_file(tmp_path: Path) -> None:

@@ -119,3 +119,15 @@ def test_a_card_is_plugged_into_its_network() -> None:
     )
     ports = {plan.members[0].tap: 45678}
     assert plan_cards("web", own["web"], {"campus": plan}, ports)[1].wire == StreamWire(45678)
+
+
+def test_a_plan_tells_a_simulated_bridge_from_a_real_one() -> None:
+    networks = {
+        name: LabNetwork(mode="bridge", bridge="br0", simulated=simulated)
+        for name, simulated in (("made", True), ("real", False))
+    }
+    plans = plan_networks(networks, {}, INSTANCE)
+    assert {name: (plan.port_on, plan.stands_for) for name, plan in plans.items()} == {
+        "made": (None, "br0"),
+        "real": ("br0", None),
+    }

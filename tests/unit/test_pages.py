@@ -14,6 +14,7 @@ from pytest_kvmlab.report.comparison_page import comparison_page
 from pytest_kvmlab.report.lab_picture import picture_of
 from pytest_kvmlab.report.plots import times_plot
 from pytest_kvmlab.report.run_page import run_page
+from pytest_kvmlab.report.simulated import simulated_bridges
 from pytest_kvmlab.report.timeline import timeline_of
 from pytest_kvmlab.spec.run_record import CardRecord, GuestRecord, RunRecord, TestRecord
 from tests.unit.recorded_runs import case, finding, guest, luck, run
@@ -201,6 +202,17 @@ def test_a_lab_is_drawn_with_its_networks() -> None:
     assert [bus.name for bus in picture.buses] == ["campus"]
     assert {wire.y for wire in picture.wires} == {picture.buses[0].y}
     assert picture_of([guest()]) is None
+
+
+def test_a_simulated_bridge_is_drawn_and_told_as_one() -> None:
+    lan = CardRecord(network="lan", mac="52:54:00:00:00:01", simulated_bridge="br0")
+    campus = CardRecord(network="campus", mac="52:54:00:00:00:02")
+    web = guest(name="web").model_copy(update={"networks": (lan, campus)})
+    picture = picture_of([web])
+    assert picture
+    assert [bus.name for bus in picture.buses] == ["lan (simulated br0)", "campus"]
+    told = simulated_bridges(run(case("test_it", "passed", web), case("test_too", "passed", web)))
+    assert told == ["network lan: simulated: a bridge of the lab's own stood for br0 and its LAN"]
 
 
 def test_a_plot_takes_any_name() -> None:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from pytest_kvmlab.keeper.segment import acknowledged, announced, arp_probe
+from pytest_kvmlab.keeper.segment import Sightings, acknowledged, announced, arp_probe
 
 MAC = bytes.fromhex("525400000001")
 TEXT = "52:54:00:00:00:01"
@@ -57,3 +57,11 @@ def test_broken_packets_are_read_without_harm() -> None:
                 broken[chance.randrange(length)] = chance.randrange(256)
             announced(bytes(broken))
             acknowledged(bytes(broken))
+
+
+def test_a_card_is_where_it_was_seen_last_unless_that_is_beside_where_it_is_to_be() -> None:
+    cards = Sightings({"open": None, "fixed": "192.0.2.7"})
+    for address in ("192.0.2.6", "192.0.2.7", "192.0.2.8"):
+        for mac in ("open", "fixed", "stranger"):
+            cards.note(mac, address)
+    assert cards.seen == {"open": "192.0.2.8", "fixed": "192.0.2.7"}

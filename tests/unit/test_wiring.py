@@ -12,7 +12,7 @@ from pytest_kvmlab.errors import ConfigError, HostError
 from pytest_kvmlab.keeper.run_folder import RunFolder
 from pytest_kvmlab.lab import wiring as module
 from pytest_kvmlab.lab.hosts import Host, HostChoice
-from pytest_kvmlab.lab.wiring import wired
+from pytest_kvmlab.lab.wiring import require_networks, wired
 from pytest_kvmlab.plan.guest import StreamWire
 from pytest_kvmlab.spec.guest import NetworkKeys
 from pytest_kvmlab.spec.network import LabNetwork, NetworkMode
@@ -70,11 +70,16 @@ BY_SOCKETS = {"campus": LabNetwork(mode="isolated")}
 def test_what_cannot_be_had_without_namespaces_is_refused_with_the_reason_before_anything_starts(
     kind: str, networks: dict[str, LabNetwork], keep: bool, why: str
 ) -> None:
-    with (
-        pytest.raises(HostError, match=rf"shop: .*{why} a private host.* on {kind}: asked for"),
-        wired(host(kind), "main", networks, CARDS, source="shop", keep=keep),
-    ):
-        pytest.fail("they were made")
+    with pytest.raises(HostError, match=rf"shop: .*{why} a private host.* on {kind}: asked for"):
+        require_networks(host(kind), networks, source="shop", keep=keep)
+
+
+def test_a_bridge_that_is_not_there_is_refused_before_anything_starts() -> None:
+    lan = LabNetwork(mode="bridge", bridge="kvl-none")
+    with pytest.raises(HostError, match="network 'lan': this host has no bridge kvl-none"):
+        require_networks(host("private"), {"lan": lan}, source="shop", keep=False)
+    made = LabNetwork(mode="bridge", bridge="kvl-none", simulated=True)
+    require_networks(host("private"), {"lan": made}, source="shop", keep=False)
 
 
 @pytest.mark.parametrize("mode", ["isolated", "nat"])
@@ -93,6 +98,7 @@ def test_without_namespaces_cards_are_connected_to_a_switch_of_this_process(mode
 
 def test_networks_in_user_mode_are_had_everywhere() -> None:
     networks = {"campus": LabNetwork(mode="user")}
+    require_networks(host("qemu:///system"), networks, source="shop", keep=True)
     with wired(host("embed"), "main", networks, CARDS, source="shop") as wiring:
         assert wiring.line("web", 0) is None
         assert len(wiring.cards("web", CARDS["web"])) == 1
