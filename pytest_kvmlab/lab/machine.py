@@ -87,6 +87,7 @@ class Machine:
     _console: ConsoleReader | None = None
     _serial: SerialConsole | None = None
     _reboots_seen: int = 0
+    _life_began: int = 0
 
     def __post_init__(self) -> None:
         """Give it USB ports, with nothing in them."""
@@ -258,7 +259,7 @@ class Machine:
         with _serial_line(plan) as line:
             self._domain = self.host.connection.create(domain_xml(plan), autodestroy=self.autodestroy)
             self._reboots_seen = self._domain.reboots
-            self._console = ConsoleReader(line(), self.console_log, before=shown)
+            self._console, self._life_began = ConsoleReader(line(), self.console_log, before=shown), 0
         self._serial = SerialConsole(self._console)
         begin(self._domain)
 
@@ -344,6 +345,18 @@ class Machine:
         """Take note that the guest was up just now, so that a reboot from here on is no loop yet."""
         self._reboots_seen = self.domain.reboots
 
+    def went_back(self) -> None:
+        """Take note that the machine is what it was earlier: what has become of it meanwhile is undone.
+
+        Raises:
+            HostError: libvirt cannot let a machine run again whose kernel had panicked, or whose disk was full.
+        """
+        self.console.catch_up(Deadline(_SERIAL_SECONDS))
+        self._life_began = self.console.end
+        self.answered()
+        if self.domain.state() in ("crashed", "stuck"):  # which it stays until it is told to go on
+            self.domain.resume()
+
     def check(self, phase: str) -> None:
         """See that the machine still runs.
 
@@ -374,7 +387,7 @@ class Machine:
 
     def _panic(self) -> list[str]:
         """What the console shows of a panic: its reason, which a long trace follows."""
-        lines = self.console.tail(_PANIC_LINES)
+        lines = self.console.tail(_PANIC_LINES, since=self._life_began)
         start = next((number for number, line in enumerate(lines) if _PANIC.match(line)), len(lines))
         return lines[start : start + _TAIL_LINES]
 

@@ -127,7 +127,7 @@ class Power(Conditions):
         self._monitor_snapshot("savevm", name, timeout)
 
     def revert(self, name: str, *, timeout: float = _POWER_SECONDS) -> None:
-        """Go back to a snapshot of this guest; open connections to it end.
+        """Go back to a snapshot of this guest, also after its kernel panicked; open connections to it end.
 
         Args:
             name: as given to `snapshot`.
@@ -137,6 +137,7 @@ class Power(Conditions):
             GuestError: there is no such snapshot.
         """
         self._monitor_snapshot("loadvm", name, timeout)
+        self.machine.went_back()
         self._ssh.close()
         self.serial.forget()
 

@@ -142,6 +142,19 @@ def test_a_panic_ends_a_command_over_the_serial_line_at_once(guest: Guest) -> No
     assert time.monotonic() - started < SOON
 
 
+@pytest.mark.kvm(expect_kernel=["panic"])
+def test_a_revert_brings_a_guest_back_whose_kernel_panicked(guest: Guest) -> None:
+    guest.succeed("echo before >/run/file")
+    guest.snapshot("before")
+    for _ in range(2):
+        with pytest.raises(GuestError, match="panicked"):
+            guest.run("echo c >/proc/sysrq-trigger")
+        guest.revert("before")
+        assert guest.machine.domain.state() == "running"
+        assert guest.succeed("cat /run/file") == "before\n"
+        assert guest.serial.run("cat /run/file").stdout == "before\n"
+
+
 def test_a_hung_qemu_and_its_death_are_told(guest: Guest) -> None:
     guest.run("true")
     with stopped(guest):
