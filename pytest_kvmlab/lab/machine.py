@@ -349,7 +349,7 @@ class Machine:
         """Take note that the machine is what it was earlier: what has become of it meanwhile is undone.
 
         Raises:
-            HostError: libvirt cannot let a machine run again whose kernel had panicked, or whose disk was full.
+            HostError: libvirt cannot let it run again where its kernel had panicked, or its disk was full.
         """
         self.console.catch_up(Deadline(_SERIAL_SECONDS))
         self._life_began = self.console.end

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pytest_kvmlab.errors import KvmlabError, TeardownError
+from pytest_kvmlab.errors import HostError, KvmlabError, TeardownError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.lab.guest import Guest
@@ -303,9 +303,16 @@ class LabSession:
         if isinstance(opened := self.__dict__.get("_opened"), Run):
             opened.close()
         if self.keeper:
-            if kept_guests(self.keeper.folder):
-                hand_over(self.keeper, KEPT_SECONDS)
+            self._hand_over(self.keeper)
             self.keeper.close()
+
+    def _hand_over(self, keeper: Keeper) -> None:
+        """Leave the kept guests to the keeper; the summary has told already how to reach them."""
+        try:
+            if kept_guests(keeper.folder):
+                hand_over(keeper, KEPT_SECONDS)
+        except HostError as error:
+            self.config.get_terminal_writer().line(f"kvmlab: guests that were to be kept: {error}", red=True)
 
 
 @contextmanager
