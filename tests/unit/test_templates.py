@@ -36,7 +36,7 @@ class Maker:
         (folder / "state").write_bytes(state)
         (folder / "disk.qcow2").write_bytes(b"a disk")
         memory.write_bytes(bytes(MEMORY))
-        rest = Rest(None, "date -s @{}")
+        rest = Rest(None, "date -s @{}", "ssh", agent=True)
         return [Frozen(folder, memory, hashlib.sha256(state).hexdigest(), rest, (folder / "disk.qcow2",))]
 
 
