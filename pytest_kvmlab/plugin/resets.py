@@ -62,11 +62,11 @@ class Resets:
         self._ways.update(ways)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Tell what went wrong behind the tests' backs, and which guests were not clones, and why."""
+        """Tell what went wrong behind the tests' backs, and how guests became clean, and why not quicker."""
         if self._failures:
             terminalreporter.section("kvmlab: guests that did not end", red=True)
             terminalreporter.write("".join(f"{line}\n" for line in self._failures))
-        if len(self._ways) > 1:
+        if self._ways:
             terminalreporter.section("kvmlab: clean guests")
             terminalreporter.write("".join(f"{times} x {way}\n" for way, times in self._ways.most_common()))
 
