@@ -126,7 +126,8 @@ class Cloning:
 
     def _template(self, key: str, wanted: Wanted, watch: Watch) -> Sequence[Frozen]:
         """What clones of these guests start from, made now if it is the first time that they are wanted."""
-        template = self.templates.get(key, wanted.memory, partial(self._frozen, wanted, watch))
+        make, check = partial(self._frozen, wanted, watch), partial(self._check_kept, wanted)
+        template = self.templates.get(key, wanted.memory, make, check)
         if key not in self._held:
             self._held.add(key)
             for asked in wanted.guests:
@@ -143,6 +144,19 @@ class Cloning:
             template = _freeze(up, place)
         self._check(wanted, template)
         return template
+
+    def _check_kept(self, wanted: Wanted, template: Sequence[Frozen]) -> None:
+        """Look at clones of a template of an earlier run as at those of a new one, and tell if they are bad.
+
+        Raises:
+            NoClones: they are no good.
+        """
+        try:
+            self._check(wanted, template)
+        except NoClones as error:
+            journal = self.stage.assembly.journal
+            journal.note(wanted.source, "reset", "kept template removed", outcome=error.message)
+            raise
 
     def _check(self, wanted: Wanted, template: Sequence[Frozen]) -> None:
         """Start clones twice, and see that they are machines of their own.
