@@ -208,6 +208,13 @@ def test_what_was_started_ahead_of_time_makes_room_for_others(launcher: Launcher
             assert frozen(large).state.exists()
 
 
+def test_where_memory_is_short_nothing_is_started_ahead_of_time(launcher: Launcher, tmp_path: Path) -> None:
+    # Enough for two guests, but not for a third one beside that of the pool.
+    capacity = replace(launcher.capacity, limit=400 * MIB, folder=tmp_path / "claims")
+    with own_launcher(replace_capacity(launcher, capacity), pool=1) as own, up(own, "first", "150MiB"):
+        assert isinstance(own._cloning.pool._next[0].exception(), HostError)
+
+
 def test_others_are_told_for_which_test_a_clone_is_that_waited(launcher: Launcher, tmp_path: Path) -> None:
     capacity = replace(launcher.capacity, folder=tmp_path / "claims")
     with own_launcher(replace_capacity(launcher, capacity), pool=1) as own:
