@@ -88,12 +88,13 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     session = LabSession(config, options)
     config.pluginmanager.register(session, _SESSION)
     config.pluginmanager.register(LabReporting(session), "kvmlab-reporting")
-    config.pluginmanager.register(Resets(session), "kvmlab-resets")
+    resets = Resets(session)
+    config.pluginmanager.register(resets, "kvmlab-resets")
     config.pluginmanager.register(KernelAxis(options), "kvmlab-kernel-axis")
     config.pluginmanager.register(KernelChecks(session), "kvmlab-kernel-checks")
     # At the end of a session each of these needs what the one before has found; pytest ends the guests of an
     # interrupted module only then, so all of them come last, in this order.
-    recording = Recording(session)
+    recording = Recording(session, resets)
     config.pluginmanager.register(recording, "kvmlab-recording")
     config.pluginmanager.register(Comparing(session, recording), "kvmlab-comparing")
     config.pluginmanager.register(RunReport(session, recording), "kvmlab-run-report")
