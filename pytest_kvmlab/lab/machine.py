@@ -36,6 +36,8 @@ _STATE_POLL_SECONDS = 0.002
 _WITHOUT_MEMORY = {"capability": "x-ignore-shared", "state": True}
 _TAIL_LINES = 20
 _PANIC_LINES = 100
+# What is waited for while a guest boots, which has not come far then, whatever it was.
+_CHANNELS = ("network", "ssh", "serial")
 # Early in the boot there is no driver yet through which a kernel could tell QEMU; the text is all there is.
 _PANIC = re.compile(r"^(\[ *[0-9.]+\] )?(---\[ end )?Kernel panic - not syncing")
 _TROUBLES = {
@@ -88,6 +90,7 @@ class Machine:
     _serial: SerialConsole | None = None
     _reboots_seen: int = 0
     _life_began: int = 0
+    _has_answered: bool = False
 
     def __post_init__(self) -> None:
         """Give it USB ports, with nothing in them."""
@@ -258,7 +261,7 @@ class Machine:
     def _create(self, plan: GuestPlan, begin: Callable[[Domain], None], shown: bytes) -> None:
         with _serial_line(plan) as line:
             self._domain = self.host.connection.create(domain_xml(plan), autodestroy=self.autodestroy)
-            self._reboots_seen = self._domain.reboots
+            self._reboots_seen, self._has_answered = self._domain.reboots, plan.incoming
             self._console, self._life_began = ConsoleReader(line(), self.console_log, before=shown), 0
         self._serial = SerialConsole(self._console)
         begin(self._domain)
@@ -343,7 +346,7 @@ class Machine:
 
     def answered(self) -> None:
         """Take note that the guest was up just now, so that a reboot from here on is no loop yet."""
-        self._reboots_seen = self.domain.reboots
+        self._reboots_seen, self._has_answered = self.domain.reboots, True
 
     def went_back(self) -> None:
         """Take note that the machine is what it was earlier: what has become of it meanwhile is undone.
@@ -373,7 +376,7 @@ class Machine:
             raise GuestError(
                 message.format(name=self.name),
                 hint,
-                phase=phase,
+                phase="boot" if phase in _CHANNELS and not self._has_answered else phase,
                 looked_at=shown or self.serial.tail(_TAIL_LINES),
             )
 

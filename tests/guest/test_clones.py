@@ -177,6 +177,16 @@ def test_time_goes_on_in_a_clone(clone: Guest) -> None:
     assert float(clone.succeed("cut -d' ' -f1 /proc/uptime")) > 2
 
 
+def test_each_clone_has_a_hostname_of_its_own_where_it_is_asked_for(clones: Launcher) -> None:
+    names = []
+    for _ in range(2):
+        with started(clones, fresh=["hostname"]) as guest:
+            names.append(guest.succeed("hostname").strip())
+            assert guest.succeed("cat /etc/hostname").strip() == names[-1]
+    assert all(re.fullmatch("guest-[0-9a-f]{8}", name) for name in names)
+    assert names[0] != names[1]
+
+
 # Reached in every way
 
 
