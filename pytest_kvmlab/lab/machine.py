@@ -197,7 +197,7 @@ class Machine:
 
     def _go_on(self, domain: Domain) -> None:
         """Give a machine the state that it waits for, and let it run."""
-        assert self.frozen  # noqa: S101
+        assert self.frozen  # noqa: S101  only `thaw` leads here
         deadline = Deadline(_STATE_SECONDS)
         domain.qmp("migrate-set-capabilities", capabilities=[_WITHOUT_MEMORY])
         domain.qmp("migrate-incoming", uri=f"unix:{self._state_socket}")
