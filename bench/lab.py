@@ -21,7 +21,7 @@ from pytest_kvmlab.keeper.reap import run_processes
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.waits import until
 from pytest_kvmlab.spec.labfile import SUFFIX, LabSpec, load_lab
-from pytest_kvmlab.spec.options import resolve_options
+from pytest_kvmlab.spec.options import Reset, resolve_options
 
 MOST_RATIO = 1.3
 MANY = 12
@@ -62,7 +62,7 @@ def pair_over_one(launcher: Launcher, image: str, runs: int) -> tuple[float, str
     return pair / one, f"{pair:.2f} s / {one:.2f} s"
 
 
-def many(bench: Bench, reset: str) -> Iterator[Figure]:
+def many(bench: Bench, reset: Reset) -> Iterator[Figure]:
     """Many guests at once."""
     lab = lab_of({f"guest{number}": "micro" for number in range(MANY)})
     with bench.launcher(reset) as launcher:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from bench.figures import Figure, report
 from pytest_kvmlab.deadline import Deadline
@@ -33,7 +34,7 @@ from pytest_kvmlab.lab.hosts import choose_host
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.lab.run import Run, capabilities_folder, open_run
 from pytest_kvmlab.spec.guest import GuestKeys
-from pytest_kvmlab.spec.options import Options, resolve_options
+from pytest_kvmlab.spec.options import Options, Reset, resolve_options
 from pytest_kvmlab.spec.validation import validate
 
 MANY, FEW, TESTS, WORKERS = 20, 5, 100, 4
@@ -57,10 +58,10 @@ class Bench:
         self.options = options
 
     @contextmanager
-    def launcher(self, reset: str, pool: int = 0) -> Iterator[Launcher]:
+    def launcher(self, reset: Reset, pool: int = 0) -> Iterator[Launcher]:
         """What starts guests in one way only, with as many of them waiting."""
         own = self.run.launcher
-        launcher = Launcher(own.assembly, own.images, own.capacity, reset, pool, to_come=10**6)  # type: ignore[arg-type]
+        launcher = Launcher(own.assembly, own.images, own.capacity, reset, pool, to_come=10**6)
         try:
             yield launcher
         finally:
@@ -147,13 +148,13 @@ class ByHand:
         _ask(lines, "cont")
 
 
-def _ask(lines: "object", command: str, **arguments: object) -> dict[str, object]:
-    lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")  # type: ignore[attr-defined]
-    lines.flush()  # type: ignore[attr-defined]
-    while "return" not in (answer := json.loads(lines.readline())):  # type: ignore[attr-defined]
+def _ask(lines: TextIO, command: str, **arguments: object) -> Any:
+    lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+    lines.flush()
+    while "return" not in (answer := json.loads(lines.readline())):
         if "error" in answer:
             raise RuntimeError(answer)
-    return answer["return"]  # type: ignore[no-any-return]
+    return answer["return"]
 
 
 def _without_libvirt(command: Sequence[str], own: Path, folder: Path) -> list[str]:

@@ -83,7 +83,7 @@ def suite(folder: str, *arguments: str) -> float:
         f"--junitxml={report}",
     ]
     subprocess.run([*command, *arguments], cwd=folder, stdout=subprocess.DEVNULL, check=True)
-    return sum(float(case.get("time", 0)) for case in ET.parse(report).iter("testcase"))  # noqa: S314
+    return sum(float(case.get("time", 0)) for case in ET.parse(report).iter("testcase"))  # noqa: S314  our own pytest wrote it
 
 
 def overhead(runs: int, tests: int) -> dict[str, float]:

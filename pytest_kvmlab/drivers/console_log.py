@@ -252,17 +252,18 @@ class ConsoleReader:
         """
         self._echo.expect(secret)
 
-    def tail(self, lines: int) -> list[str]:
+    def tail(self, lines: int, *, since: int = 0) -> list[str]:
         """Show the newest lines.
 
         Args:
             lines: how many at most.
+            since: the position, as `end` gave it, from which on they are of interest.
 
         Returns:
             Lines without control characters, newest last; the last one may be unfinished.
         """
         with self._news:
-            newest = bytes(self._kept).splitlines()[-lines:]
+            newest = bytes(self._kept[max(0, since - self._dropped) :]).splitlines()[-lines:]
         return [printable(line) for line in newest]
 
     def text(self) -> str:

@@ -438,6 +438,18 @@ class Domain:
             raise HostError(f"{self.name} does not do '{command}': {answer['error'].get('desc', answer)}")
         return answer["return"]
 
+    def agent_answers(self, *, seconds: int) -> bool:
+        """Whether a guest agent answers (qemu-ga's `guest-ping`); False at once where none is connected.
+
+        Args:
+            seconds: how long it may take.
+        """
+        ping = json.dumps({"execute": "guest-ping"})
+        with contextlib.suppress(libvirt.libvirtError, TimeoutError):
+            _answer(lambda: libvirt_qemu.qemuAgentCommand(self.raw, ping, seconds, 0))
+            return True
+        return False
+
     def seconds_used(self) -> float:
         """The processor time that QEMU has used for this guest so far."""
         with self._connection.telling(f"libvirt does not tell how busy {self.name} is"):

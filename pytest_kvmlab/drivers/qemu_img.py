@@ -287,7 +287,7 @@ def convert_foreign(
     ]
     try:
         with confined(arguments, package=_PACKAGE, limits=limits) as output:
-            while told := output.read1(4096):  # type: ignore[attr-defined]
+            while told := output.read1(4096):  # type: ignore[attr-defined] # a buffered pipe, typed as any
                 for share in _SHARE.findall(told):
                     progress(float(share) / 100)
     except ImageError as error:

@@ -39,6 +39,7 @@ block in ever smaller pieces. The command itself runs once: the guest remembers 
 
 import base64
 import binascii
+import hashlib
 import re
 import zlib
 from collections.abc import Iterable
@@ -160,7 +161,7 @@ def loader(token: str, nonce: str) -> tuple[bytes, list[bytes]]:
     Returns:
         The line to type at the prompt, and the lines to send once the nonce has appeared.
     """
-    server = resources.files(__package__).joinpath("serial_server.sh").read_text("utf-8").splitlines()
+    server = _server_text().splitlines()
     code = [line.strip() for line in server if line.strip() and not line.strip().startswith("#")]
     lines = [f"_kl_t={token} _kl_h={HEAD_BYTES} _kl_u={UNIT_BYTES}", *code]
     size = sum(len(line) + 1 for line in lines)
@@ -170,6 +171,15 @@ def loader(token: str, nonce: str) -> tuple[bytes, list[bytes]]:
         rf"""[ ${{#_kl_c}} != {size} ]||eval "$_kl_c" """
     )
     return f"{command}\n".encode(), [f"{line}\n".encode() for line in [*lines, "."]]
+
+
+def server_identity() -> str:
+    """The SHA-256 of the server's text: a server that was taught from another may speak otherwise."""
+    return hashlib.sha256(_server_text().encode()).hexdigest()
+
+
+def _server_text() -> str:
+    return resources.files(__package__).joinpath("serial_server.sh").read_text("utf-8")
 
 
 def cleaned(stream: bytes) -> bytes:

@@ -24,7 +24,7 @@ def testinfra_host(run: Callable[[str], CommandResult]) -> "Host":
     """
     try:
         from testinfra.backend import base  # type: ignore[import-untyped] # noqa: PLC0415 -- an extra
-        from testinfra.host import Host  # noqa: PLC0415
+        from testinfra.host import Host  # noqa: PLC0415 -- an extra
     except ImportError as error:
         raise ConfigError(
             "pytest-testinfra is not installed", "pip install 'pytest-kvmlab[testinfra]'"

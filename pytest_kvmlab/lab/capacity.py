@@ -90,8 +90,7 @@ class Capacity:
             HostError: there will never be as much, or there was not in time; the message says who has it.
             UsbError: the same of its dongles.
         """
-        limit = memory_for_guests() if self.limit is None else self.limit
-        ledger, claim = Ledger(self.folder / _MEMORY), self._claim(source, self._holder, amount, limit)
+        ledger, claim = self._memory, self._claim(source, self._holder, amount, self._limit)
         with ledger.entered(claim) as entry:
             started = time.monotonic()
             if at_once:
@@ -105,6 +104,23 @@ class Capacity:
             finally:
                 if dongles:
                     dongles.give_back()
+
+    def has_spare_memory(self, amount: int) -> bool:
+        """Whether there is so much memory that nobody has or waits for.
+
+        Args:
+            amount: bytes.
+        """
+        with self._memory.claims() as claims:
+            return sum(claim.amount for claim in claims) + amount <= self._limit
+
+    @property
+    def _memory(self) -> Ledger:
+        return Ledger(self.folder / _MEMORY)
+
+    @property
+    def _limit(self) -> int:
+        return memory_for_guests() if self.limit is None else self.limit
 
     def dongles(self, wishes: Sequence[Wish], source: str) -> Dongles:
         """The dongles of this machine that guests ask for, to be had together with their memory.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from pytest_kvmlab.errors import KvmlabError, WaitTimeout
+from pytest_kvmlab.errors import HostError, KvmlabError, WaitTimeout
 from pytest_kvmlab.lab.assembly import Parts, cloned_parts, own_parts
 from pytest_kvmlab.lab.boot import boot_all
 from pytest_kvmlab.lab.freezing import Candidate, freeze, what_is_wrong
@@ -22,6 +22,8 @@ from pytest_kvmlab.plan.guest import MemoryFile
 
 _POOL = "the pool of clones"
 _SSH_SECONDS = 30.0
+# Once as much again as clones that wait take has to be left for others.
+_SPARE_TIMES = 2
 
 Watch = Callable[[Together], AbstractContextManager[object]]
 """Looks at guests that may break as long as the context lasts."""
@@ -108,6 +110,9 @@ class Cloning:
     def _for_the_pool(
         self, wanted: Wanted, template: Sequence[Frozen], over_ssh: set[str], undo: ExitStack
     ) -> Together:
+        # What waits here must not be what the tests of other processes wait for.
+        if not self.stage.capacity.has_spare_memory(_SPARE_TIMES * wanted.memory):
+            raise HostError(f"memory is too short for {_POOL}")
         asked = [replace(each, source=_POOL) for each in wanted.guests]
         up = self._started(replace(wanted, guests=asked, source=_POOL), template, undo, wait=False)
         for name in over_ssh:
@@ -126,7 +131,8 @@ class Cloning:
 
     def _template(self, key: str, wanted: Wanted, watch: Watch) -> Sequence[Frozen]:
         """What clones of these guests start from, made now if it is the first time that they are wanted."""
-        template = self.templates.get(key, wanted.memory, partial(self._frozen, wanted, watch))
+        make, check = partial(self._frozen, wanted, watch), partial(self._check_kept, wanted)
+        template = self.templates.get(key, wanted.memory, make, check)
         if key not in self._held:
             self._held.add(key)
             for asked in wanted.guests:
@@ -143,6 +149,19 @@ class Cloning:
             template = _freeze(up, place)
         self._check(wanted, template)
         return template
+
+    def _check_kept(self, wanted: Wanted, template: Sequence[Frozen]) -> None:
+        """Look at clones of a template of an earlier run as at those of a new one, and tell if they are bad.
+
+        Raises:
+            NoClones: they are no good.
+        """
+        try:
+            self._check(wanted, template)
+        except NoClones as error:
+            journal = self.stage.assembly.journal
+            journal.note(wanted.source, "reset", "kept template removed", outcome=error.message)
+            raise
 
     def _check(self, wanted: Wanted, template: Sequence[Frozen]) -> None:
         """Start clones twice, and see that they are machines of their own.

@@ -11,9 +11,10 @@ from pytest_kvmlab.drivers import qemu_img
 from pytest_kvmlab.drivers.console_log import transcript_of
 from pytest_kvmlab.errors import GuestError, KvmlabError, WaitTimeout
 from pytest_kvmlab.lab.disks import OwnDisk
-from pytest_kvmlab.lab.frozen import BLANKS, CONSOLE, FIRMWARE, STATE, Frozen, Rest
+from pytest_kvmlab.lab.frozen import BLANKS, CONSOLE, FIRMWARE, STATE, Channel, Frozen, Rest
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.waits import until
+from pytest_kvmlab.lab.waking import ask_over, tell_time
 
 _REST_SECONDS = 10.0
 _SAMPLE_SECONDS = 0.25
@@ -22,8 +23,12 @@ _CALM_SAMPLES = 3
 _IDLE_SHARE = 0.15
 _STEP_SECONDS = 30.0
 _MOST_SECONDS_OFF = 1.0
-# `exec`: no shell has to wait for it, or be there at all.
-_SETS_FRACTIONS, _SETS_SECONDS = (f"exec date -u -s @{{:.{places}f}} >/dev/null" for places in (3, 0))
+_AGENT_SECONDS = 5
+# `exec`: no shell has to wait for it, or be there at all. Not every `date` knows fractions, nor every login
+# is root's; a cloud image lets its user become root.
+_SET_CLOCK = tuple(
+    f"exec {become}date -u -s @{{:.{places}f}} >/dev/null" for become in ("", "sudo -n ") for places in (3, 0)
+)
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,14 @@ def at_rest(guest: Guest) -> Rest:
         What it then waits for. Connections to it over a network are closed.
 
     Raises:
-        KvmlabError: it breaks meanwhile.
+        KvmlabError: it breaks meanwhile, or nobody may set its clock.
     """
     _calm_down(guest)
-    clock = _clock_command(guest)
+    clock, channel = _way_to_set_clock(guest)
+    agent = guest.machine.domain.agent_answers(seconds=_AGENT_SECONDS)
     guest.hang_up()
     _calm_down(guest)
-    return Rest(guest.serial.session, clock)
+    return Rest(guest.serial.session, clock, channel, agent)
 
 
 def _calm_down(guest: Guest) -> None:
@@ -95,20 +101,25 @@ def _share_used(seconds_used: Callable[[], float]) -> float:
     return (seconds_used() - before) / (time.monotonic() - started)
 
 
-def _clock_command(guest: Guest) -> str:
-    """What sets the clock of a guest from its shell on the serial line; empty if it has no such shell.
+def _way_to_set_clock(guest: Guest) -> tuple[str, Channel]:
+    """What sets the clock of a guest, and over which channel: the serial line is the quickest, where it may.
 
     What was written is on the guest's disk before it is frozen, so that a clone whose power is cut boots.
     """
-    if guest.spec.login.channel == "none":
-        return ""
-    with suppress(GuestError, WaitTimeout):
-        step = guest.deadline(_STEP_SECONDS).seconds
-        guest.serial.run("sync", timeout=step)
-        for command in (_SETS_FRACTIONS, _SETS_SECONDS):
-            if guest.serial.run_at_once(command.format(time.time()), timeout=step).ok:
-                return command
-    return ""
+    channels: tuple[Channel, ...] = ("serial", "ssh") if guest.spec.login.channel == "ssh" else ("serial",)
+    refused = []
+    for channel in channels:
+        with suppress(GuestError, WaitTimeout):
+            ask_over(guest, channel, "sync")
+            for command in _SET_CLOCK:
+                if not (complaint := tell_time(guest, channel, command)):
+                    return command, channel
+                refused.append(f"{command}, over {channel}: {complaint}")
+    raise GuestError(
+        f"nobody may set the clock of {guest.name}, so it would be late ever after: no login is root's",
+        phase="freeze",
+        looked_at=refused,
+    )
 
 
 def _frozen(candidate: Candidate, rest: Rest) -> Frozen:
@@ -139,7 +150,7 @@ def what_is_wrong(one: Guest, other: Guest) -> str:
         What is wrong with them; empty if nothing is.
     """
     try:
-        return _same_random(one, other) or _wrong_clock(one) or _stuck(one) or _unreachable(one)
+        return _same_random(one, other) or _wrong_clock(one) or _stuck(one) or _unreachable(one) or _mute(one)
     except (KvmlabError, WaitTimeout, ValueError) as error:
         return "a clone broke: " + str(error).partition("\n")[0]
 
@@ -174,6 +185,17 @@ def _unreachable(guest: Guest) -> str:
     except OSError as error:
         return f"a clone is not reached over the network: {error}"
     return ""
+
+
+def _mute(guest: Guest) -> str:
+    """Whether its guest agent no longer answers; libvirt hears of it only some time after a clone starts."""
+    domain, frozen = guest.machine.domain, guest.machine.frozen
+    if frozen is None or not frozen.rest.agent:
+        return ""
+    answered = until(
+        lambda: domain.agent_answers(seconds=_AGENT_SECONDS) or None, guest.deadline(_STEP_SECONDS)
+    )
+    return "" if answered else "the guest agent of a clone does not answer"
 
 
 def _asked(guest: Guest, question: str) -> str:

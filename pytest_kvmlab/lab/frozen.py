@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytest_kvmlab.drivers.console_log import transcript_of
 from pytest_kvmlab.drivers.serial_shell import Session
 from pytest_kvmlab.errors import ImageError
+
+Channel = Literal["serial", "ssh"]
 
 BLANKS, STATE, CONSOLE, FIRMWARE = "blank{}.qcow2", "state", "console.log", "uefi-vars.fd"
 
@@ -20,11 +22,15 @@ class Rest:
 
     Attributes:
         session: the server of commands that waits at its serial line, if it has a shell there.
-        clock: the command that sets its clock, with `{}` for the seconds since the epoch, if it has.
+        clock: the command that sets its clock, with `{}` for the seconds since the epoch.
+        channel: over which it may be set.
+        agent: whether its guest agent answered.
     """
 
     session: Session | None
     clock: str
+    channel: Channel
+    agent: bool
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,23 @@ class Frozen:
     @classmethod
     def of(cls, document: dict[str, Any]) -> "Frozen":
         """Read what `as_document` wrote."""
-        rest = document["rest"]
         return cls(
             folder=Path(document["folder"]),
             memory=Path(document["memory"]),
             sha256=str(document["sha256"]),
-            rest=Rest(Session(*rest["session"]) if rest["session"] else None, str(rest["clock"])),
+            rest=_rest_of(document["rest"]),
             disks=tuple(map(Path, document["disks"])),
         )
+
+
+def _rest_of(document: dict[str, Any]) -> Rest:
+    session, channel = document["session"], document["channel"]
+    return Rest(
+        Session(*session) if session else None,
+        str(document["clock"]),
+        "ssh" if channel == "ssh" else "serial",
+        bool(document["agent"]),
+    )
 
 
 def read_record(path: Path) -> list[Frozen]:

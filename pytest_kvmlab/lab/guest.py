@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from pytest_kvmlab.drivers.relay import Relay
@@ -153,6 +154,20 @@ class Guest(KernelUpgrades):
     def timings(self) -> dict[str, float]:
         """How long each phase of this guest took, in seconds; of a phase that came twice, the last time."""
         return {event.name: event.seconds for event in self.machine.journal.of(self.name, "phase")}
+
+    def raised(self, error: BaseException) -> bool:
+        """Whether an error came out of a call to this guest or one of its channels, rather than another's.
+
+        Names of guests do not tell: two that are up for one test may have the same.
+
+        Args:
+            error: what was raised, with its whole traceback.
+        """
+        parts = [self, self.machine, self._ssh, self.usb, *self.nics]
+        if self.machine.was_on:
+            parts.append(self.machine.serial)
+        callees = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+        return any(callee is part for callee in callees for part in parts)
 
     def hang_up(self) -> None:
         """Close every connection to the guest over a network."""

@@ -143,8 +143,18 @@ def open_host(choice: HostChoice, folder: RunFolder, *, worker: str, capabilitie
         return Host(choice, folder, _connect_private(folder), _dial_inside(folder))
     if choice.kind == "embed":
         return Host(choice, folder, _connect_embedded(folder, worker, capabilities), _dial_here)
-    connection = Connection(choice.kind, lost=partial(_shared_host_lost, choice.kind))
-    return Host(choice, folder, connection, _dial_here)
+    return Host(choice, folder, _connect_shared(choice.kind), _dial_here)
+
+
+def _connect_shared(uri: str) -> Connection:
+    try:
+        return Connection(uri, lost=partial(_shared_host_lost, uri))
+    except HostError as error:
+        raise HostError(
+            error.message,
+            f"does that libvirt run, and may you use it? try: virsh --connect '{uri}' list; "
+            "or --kvm-host=private, a libvirt of the run's own",
+        ) from error
 
 
 def _connect_private(folder: RunFolder) -> Connection:

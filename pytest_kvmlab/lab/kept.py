@@ -12,9 +12,9 @@ from typing import Any
 from pytest_kvmlab.deadline import Deadline
 from pytest_kvmlab.drivers.ssh import SshChannel
 from pytest_kvmlab.drivers.ssh_login import Login
-from pytest_kvmlab.errors import ConfigError, GuestError
+from pytest_kvmlab.errors import ConfigError, GuestError, HostError
 from pytest_kvmlab.keeper.client import Keeper, dial, dial_lan, hand_over_locks
-from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder
+from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder, tail_of
 from pytest_kvmlab.lab.access import LOGIN_FILES
 from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.lab.machine import SSH_PORT, connect_serial
@@ -67,10 +67,16 @@ def hand_over(keeper: Keeper, seconds: float) -> None:
         seconds: after which it ends them.
 
     Raises:
-        HostError: the keeper is gone, and with it what was to be kept.
+        HostError: the keeper is gone, and with it what was to be kept; or it does not say that it knows.
     """
     keeper.keep(seconds)
-    until(lambda: keeper.folder.read(KEPT) or None, Deadline(_HAND_OVER_SECONDS))
+    folder = keeper.folder
+    if not until(lambda: folder.read(KEPT) or None, Deadline(_HAND_OVER_SECONDS)):
+        raise HostError(
+            f"the keeper of run {folder.run} did not say within {_HAND_OVER_SECONDS:g} s that it has guests",
+            "see whether they are there: kvmlab ps; what is left of the run ends with: kvmlab reap --kept",
+            looked_at=[folder.path / KEPT, f"{folder.keeper_log}: {tail_of(folder.keeper_log) or '(empty)'}"],
+        )
 
 
 def _proved_channel(guest: Guest) -> str:

@@ -37,6 +37,8 @@ _STATE_POLL_SECONDS = 0.002
 _WITHOUT_MEMORY = {"capability": "x-ignore-shared", "state": True}
 _TAIL_LINES = 20
 _PANIC_LINES = 100
+# What is waited for while a guest boots, which has not come far then, whatever it was.
+_CHANNELS = ("network", "ssh", "serial")
 # Early in the boot there is no driver yet through which a kernel could tell QEMU; the text is all there is.
 _PANIC = re.compile(r"^(\[ *[0-9.]+\] )?(---\[ end )?Kernel panic - not syncing")
 _TROUBLES = {
@@ -85,6 +87,8 @@ class Machine:
     _console: ConsoleReader | None = None
     _serial: SerialConsole | None = None
     _reboots_seen: int = 0
+    _life_began: int = 0
+    _has_answered: bool = False
 
     def __post_init__(self) -> None:
         """Give it USB ports, with nothing in them."""
@@ -196,7 +200,7 @@ class Machine:
 
     def _go_on(self, domain: Domain) -> None:
         """Give a machine the state that it waits for, and let it run."""
-        assert self.frozen  # noqa: S101
+        assert self.frozen  # noqa: S101  only `thaw` leads here
         deadline = Deadline(_STATE_SECONDS)
         domain.qmp("migrate-set-capabilities", capabilities=[_WITHOUT_MEMORY])
         domain.qmp("migrate-incoming", uri=f"unix:{self._state_socket}")
@@ -260,8 +264,8 @@ class Machine:
     def _create(self, plan: GuestPlan, begin: Callable[[Domain], None], shown: bytes) -> None:
         with _serial_line(plan) as line:
             self._domain = self.host.connection.create(domain_xml(plan), autodestroy=self.autodestroy)
-            self._reboots_seen = self._domain.reboots
-            lines = self.host.lines
+            self._reboots_seen, self._has_answered = self._domain.reboots, plan.incoming
+            lines, self._life_began = self.host.lines, 0
             self._console = ConsoleReader(
                 lines.before(line()), self.console_log, before=shown, arrive=lines.catch_up
             )
@@ -349,7 +353,19 @@ class Machine:
 
     def answered(self) -> None:
         """Take note that the guest was up just now, so that a reboot from here on is no loop yet."""
-        self._reboots_seen = self.domain.reboots
+        self._reboots_seen, self._has_answered = self.domain.reboots, True
+
+    def went_back(self) -> None:
+        """Take note that the machine is what it was earlier: what has become of it meanwhile is undone.
+
+        Raises:
+            HostError: libvirt cannot let it run again where its kernel had panicked, or its disk was full.
+        """
+        self.console.catch_up(Deadline(_SERIAL_SECONDS))
+        self._life_began = self.console.end
+        self.answered()
+        if self.domain.state() in ("crashed", "stuck"):  # which it stays until it is told to go on
+            self.domain.resume()
 
     def check(self, phase: str) -> None:
         """See that the machine still runs.
@@ -367,7 +383,7 @@ class Machine:
             raise GuestError(
                 message.format(name=self.name),
                 hint,
-                phase=phase,
+                phase="boot" if phase in _CHANNELS and not self._has_answered else phase,
                 looked_at=shown or self.serial.tail(_TAIL_LINES),
             )
 
@@ -381,7 +397,7 @@ class Machine:
 
     def _panic(self) -> list[str]:
         """What the console shows of a panic: its reason, which a long trace follows."""
-        lines = self.console.tail(_PANIC_LINES)
+        lines = self.console.tail(_PANIC_LINES, since=self._life_began)
         start = next((number for number, line in enumerate(lines) if _PANIC.match(line)), len(lines))
         return lines[start : start + _TAIL_LINES]
 

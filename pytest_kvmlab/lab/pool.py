@@ -63,7 +63,7 @@ class Pool(Generic[Clones]):
             kind: what has to be equal for clones to be alike.
         """
         if kind != self._kind:
-            self.drain()
+            self._abandon()
         while self._next:
             with suppress(Exception):  # whoever starts one now will be told the same
                 return self._next.popleft().result()
@@ -79,6 +79,17 @@ class Pool(Generic[Clones]):
         self._kind = kind
         while len(self._next) < self.size:
             self._next.append(self._starter.submit(_started, start))
+
+    def _abandon(self) -> None:
+        """Have all clones end that wait; who wants others does not wait for those that are being started."""
+        while self._next:
+            clones = self._next.popleft()
+            if not clones.cancel():
+                clones.add_done_callback(self._end)
+
+    def _end(self, clones: "Future[Waiting[Clones]]") -> None:
+        if not clones.exception():
+            self.give_up(clones.result().undo)
 
     def drain(self) -> None:
         """End all clones that wait."""

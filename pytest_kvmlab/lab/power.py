@@ -147,7 +147,7 @@ class Power(Conditions):
         self._monitor_snapshot("savevm", name, timeout)
 
     def revert(self, name: str, *, timeout: float = _POWER_SECONDS) -> None:
-        """Go back to a snapshot of this guest; open connections to it end.
+        """Go back to a snapshot of this guest, also after its kernel panicked; open connections to it end.
 
         Args:
             name: as given to `snapshot`.
@@ -158,6 +158,7 @@ class Power(Conditions):
         """
         self.kernel_watch.look_before_it_ends()
         self._monitor_snapshot("loadvm", name, timeout)
+        self.machine.went_back()
         self._ssh.close()
         self.serial.forget()
 

@@ -79,9 +79,17 @@ class Shelf:
                     return None  # where it was to go: what is kept is as good as before
                 guests = None
         if guests is None:
-            with self._locked(fcntl.LOCK_EX):
-                shutil.rmtree(source, ignore_errors=True)
+            self.discard(key)
         return guests
+
+    def discard(self, key: str) -> None:
+        """Remove a template of which no more clones are to be made.
+
+        Args:
+            key: names it; there need not be one.
+        """
+        with suppress(OSError):
+            self.remove(self.folder / key)
 
     def keep(self, key: str, guests: Sequence[Frozen]) -> None:
         """Copy a template of a run into the store; without room for it, there is just none.

@@ -21,6 +21,7 @@ _ROOM_LEFT = 256 * 2**20
 
 Guests = Sequence[Frozen]
 Make = Callable[[Place], Guests]
+Check = Callable[[Guests], None]
 
 
 class NoClones(HostError):
@@ -43,7 +44,7 @@ class Templates:
         """Whether a template is there already, made by any process of the run."""
         return (self._folder(key) / _RECORD).exists()
 
-    def get(self, key: str, memory: int, make: Make) -> Guests:
+    def get(self, key: str, memory: int, make: Make, check: Check) -> Guests:
         """A template, made now if no process of the run has made it yet; if one is at it, it is waited for.
 
         One that was damaged since it was made is made anew.
@@ -52,13 +53,14 @@ class Templates:
             key: names all that it depends on.
             memory: bytes that its guests have together.
             make: makes it, at a place that is empty.
+            check: raises NoClones if one that an earlier run has kept is no good any more.
 
         Raises:
             NoClones: it cannot be made, or its clones were found to be no good.
             KvmlabError: its guests do not get ready, which is nothing that speaks against clones.
         """
         try:
-            found = self._found(key) or self._made_by_one(key, memory, make)
+            found = self._found(key) or self._made_by_one(key, memory, make, check)
         except OSError as error:
             raise NoClones(f"a template cannot be written down: {error}") from error
         if isinstance(found, str):
@@ -66,12 +68,14 @@ class Templates:
         return found
 
     def refuse(self, key: str, why: str) -> None:
-        """Remember for all processes of the run that nothing can be started from a template.
+        """Remember for all processes of the run that nothing can be started from a template, and keep it not.
 
         Args:
             key: names it.
             why: the reason.
         """
+        if self.shelf:
+            self.shelf.discard(key)
         with suppress(OSError), self._locked(key):
             (self._folder(key) / _REFUSED).write_text(why)
 
@@ -84,12 +88,12 @@ class Templates:
             return read_record(folder / _RECORD)
         return None
 
-    def _made_by_one(self, key: str, memory: int, make: Make) -> Guests | str:
+    def _made_by_one(self, key: str, memory: int, make: Make, check: Check) -> Guests | str:
         with self._locked(key):
-            return self._found(key) or self._made(key, memory, make)
+            return self._found(key) or self._made(key, memory, make, check)
 
-    def _made(self, key: str, memory: int, make: Make) -> Guests | str:
-        guests = self.shelf.lend(key, self._empty_place(key, memory)) if self.shelf else None
+    def _made(self, key: str, memory: int, make: Make, check: Check) -> Guests | str:
+        guests = self._lent(key, memory, check)
         if guests is None:
             try:
                 guests = make(self._empty_place(key, memory))
@@ -99,6 +103,17 @@ class Templates:
             if self.shelf:
                 self.shelf.keep(key, guests)
         write_record(self._folder(key) / _RECORD, guests)
+        return guests
+
+    def _lent(self, key: str, memory: int, check: Check) -> Guests | None:
+        """A template that an earlier run has kept, if its clones are still good; else it goes."""
+        guests = self.shelf.lend(key, self._empty_place(key, memory)) if self.shelf else None
+        if self.shelf and guests:
+            try:
+                check(guests)
+            except NoClones:
+                self.shelf.discard(key)
+                return None
         return guests
 
     def _empty_place(self, key: str, memory: int) -> Place:

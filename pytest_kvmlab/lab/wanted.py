@@ -7,8 +7,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
+from pytest_kvmlab.drivers.serial_protocol import server_identity
 from pytest_kvmlab.lab.base_image import BaseImage
 from pytest_kvmlab.lab.dongles import Wish
 from pytest_kvmlab.lab.hosts import Host
@@ -134,6 +136,7 @@ def template_key(wanted: Wanted, host: Host, accel: Accel) -> str:
         "cards": {guest: repr(cards) for guest, cards in wanted.cards.items()} if wanted.wired else {},
         "host": host.choice.private if wanted.wired else "",  # else their cards can do less
         "accel": accel,
+        "plugin": [version("pytest-kvmlab"), server_identity()],  # it left a server running in the guest
         "libvirt": versions.libvirt,
         "qemu": [versions.qemu, *_stamps([Path("/usr/bin/qemu-system-x86_64")])],
         "machine": _machine() if accel == "kvm" else [],

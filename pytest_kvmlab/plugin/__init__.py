@@ -96,7 +96,7 @@ def _switch_on(config: pytest.Config, options: Options) -> None:
     config.pluginmanager.register(KernelChecks(session), "kvmlab-kernel-checks")
     # At the end of a session each of these needs what the one before has found; pytest ends the guests of an
     # interrupted module only then, so all of them come last, in this order.
-    recording = Recording(session)
+    recording = Recording(session, resets)
     config.pluginmanager.register(recording, "kvmlab-recording")
     config.pluginmanager.register(Comparing(session, recording, resets.failures), "kvmlab-comparing")
     config.pluginmanager.register(RunReport(session, recording), "kvmlab-run-report")

@@ -34,17 +34,17 @@ class LiveGuest:
             {"shared_guest", "shared_lab"}.intersection(getattr(item, "fixturenames", ()))
         )
 
-    def note_failure(self, item: pytest.Item, error: BaseException | None) -> None:
+    def note_failure(self, item: pytest.Item, error: GuestError | None) -> None:
         """Remember of a failed test whether this guest is the reason.
 
         Args:
             item: the test.
-            error: what ended it.
+            error: what ended it, if that came out of this guest.
         """
-        if isinstance(error, GuestError):
+        if error:
             outcome = f"infrastructure: {error.message}"
             self.guest.machine.journal.note(self.guest.name, "failure", item.nodeid, outcome=outcome)
-        broken = error if isinstance(error, GuestError) else self._look()
+        broken = error or self._look()
         if broken and not self.broken:
             self.broken, self.broken_in = broken, item.nodeid
 

@@ -17,6 +17,7 @@ from pytest_kvmlab.lab.host_facts import CpuPressure, host_record
 from pytest_kvmlab.lab.whole_file import write_whole
 from pytest_kvmlab.plugin.accounts import ACCOUNTS, GuestAccount
 from pytest_kvmlab.plugin.outcomes import TestReports
+from pytest_kvmlab.plugin.resets import Resets
 from pytest_kvmlab.plugin.session import LabSession
 from pytest_kvmlab.report.record import guest_record, system_record
 from pytest_kvmlab.report.simulated import simulated_bridges
@@ -31,13 +32,15 @@ class Recording:
 
     Args:
         session: has the guests and the folder of artifacts.
+        resets: knows how guests became clean.
 
     Attributes:
         record: the record, once the run has ended; only where it is written, not in xdist's workers.
     """
 
-    def __init__(self, session: LabSession) -> None:
+    def __init__(self, session: LabSession, resets: Resets) -> None:
         self._session = session
+        self._resets = resets
         self._started = time.time()
         self._pressure = CpuPressure()
         self._tests: dict[str, TestReports] = {}
@@ -121,6 +124,7 @@ class Recording:
             exit_status=int(session.exitstatus),
             host=self._host(),
             systems=self._systems,
+            resets=dict(self._resets.ways),
             tests=tuple(each.record() for each in self._tests.values()),
         )
 

@@ -1,6 +1,6 @@
 """What tests tell about their guests: sections, properties, and the guests that stay."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_kvmlab.errors import CommandFailed, GuestError, KvmlabError, SerialMismatch, WaitTimeout
+from pytest_kvmlab.lab.guest import Guest
 from pytest_kvmlab.plugin import kernel_checks
 from pytest_kvmlab.plugin.html_extras import add_pictures
 from pytest_kvmlab.plugin.session import EVIDENCE, FAILED, LabSession, told_without_traceback
@@ -46,11 +47,12 @@ class LabReporting:
             item.user_properties.append(("kvmlab.failure", "infrastructure"))
         for live in self._session.live_of(item):
             self._session.tell_junit(item, live.guest)
+        reasons = self._reasons(item, call)
         if call.excinfo and isinstance(call.excinfo.value, _OURS) and not item.config.option.fulltrace:
             _end_at_the_test(call.excinfo.value)
         report = yield
         if report.failed:
-            self._note_failure(item, call)
+            self._note_failure(item, reasons)
             seen = list(self._see(item))
             report.sections += [(f"kvmlab: guest {each.guest}", describe(each)) for each in seen]
             if item.config.pluginmanager.hasplugin("html"):
@@ -59,10 +61,18 @@ class LabReporting:
                 report.sections.append(("kvmlab: infrastructure", _no_verdict(infrastructure)))
         return report
 
-    def _note_failure(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    def _reasons(self, item: pytest.Item, call: pytest.CallInfo[None]) -> dict[Guest, GuestError]:
+        """Which guests a test's end came out of; a traceback that was cut short no longer tells it."""
+        error = call.excinfo.value if call.excinfo else None
+        if not isinstance(error, GuestError):
+            return {}
+        guests = [live.guest for live in self._session.live_of(item)]
+        return {guest: error for guest in guests if guest.raised(error)}
+
+    def _note_failure(self, item: pytest.Item, reasons: Mapping[Guest, GuestError]) -> None:
         for live in self._session.live_of(item):
             live.node.stash[FAILED] = True
-            live.note_failure(item, call.excinfo.value if call.excinfo else None)
+            live.note_failure(item, reasons.get(live.guest))
 
     def _see(self, item: pytest.Item) -> Iterator[Evidence]:
         """What guests show that are up, and what those showed that did not come so far."""

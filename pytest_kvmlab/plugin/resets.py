@@ -24,12 +24,13 @@ class Resets:
 
     Attributes:
         failures: what went wrong behind the tests' backs, known when the session has finished.
+        ways: how often guests became clean in which way, in words, once the session has finished.
     """
 
     def __init__(self, session: LabSession) -> None:
         self._session = session
         self.failures: list[str] = []
-        self._ways: Counter[str] = Counter()
+        self.ways: Counter[str] = Counter()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Count the tests that want a clean guest."""
@@ -51,9 +52,9 @@ class Resets:
         """Wait until every guest has ended; one that did not fails the run, not just any test."""
         if isinstance(opened := self._session.__dict__.get("_opened"), Run):
             self.failures += map(told, opened.launcher.finish())
-            self._ways.update(_ways(self._session.journal.events()))
+            self.ways.update(_ways(self._session.journal.events()))
         if output := getattr(session.config, "workeroutput", None):
-            output[_SENT] = [self.failures, dict(self._ways)]
+            output[_SENT] = [self.failures, dict(self.ways)]
         if self.failures and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -62,16 +63,16 @@ class Resets:
         """Hear from an xdist worker how its guests ended."""
         failures, ways = getattr(node, "workeroutput", {}).get(_SENT, ([], {}))
         self.failures += failures
-        self._ways.update(ways)
+        self.ways.update(ways)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Tell what went wrong behind the tests' backs, and which guests were not clones, and why."""
+        """Tell what went wrong behind the tests' backs, and how guests became clean, and why not quicker."""
         if self.failures:
             terminalreporter.section("kvmlab: guests that did not end", red=True)
             terminalreporter.write("".join(f"{line}\n" for line in self.failures))
-        if len(self._ways) > 1:
+        if self.ways:
             terminalreporter.section("kvmlab: clean guests")
-            terminalreporter.write("".join(f"{times} x {way}\n" for way, times in self._ways.most_common()))
+            terminalreporter.write("".join(f"{times} x {way}\n" for way, times in self.ways.most_common()))
 
 
 def _wants_guest(item: pytest.Item) -> bool:

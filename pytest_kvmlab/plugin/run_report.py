@@ -40,7 +40,7 @@ class RunReport:
         path, record = self._path, self._recording.record
         if path is None or record is None:
             return
-        from pytest_kvmlab.report.run_page import run_page  # noqa: PLC0415
+        from pytest_kvmlab.report.run_page import run_page  # noqa: PLC0415  its libraries are an extra
 
         try:
             write_whole(path, run_page(record, self._session.artifacts))

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pytest_kvmlab.errors import KvmlabError, TeardownError
+from pytest_kvmlab.errors import HostError, KvmlabError, TeardownError
 from pytest_kvmlab.journal import Journal
 from pytest_kvmlab.keeper.client import Keeper
 from pytest_kvmlab.kernel_log.question import Answer
 from pytest_kvmlab.lab.guest import Guest
+from pytest_kvmlab.lab.hosts import Host
 from pytest_kvmlab.lab.kept import KEPT_SECONDS, hand_over, kept_guests
 from pytest_kvmlab.lab.lab import Lab
 from pytest_kvmlab.lab.launch import Launcher
@@ -28,6 +29,7 @@ from pytest_kvmlab.plugin.facts import HostFacts, MakeGuest
 from pytest_kvmlab.plugin.live import LiveGuest, Node
 from pytest_kvmlab.plugin.place import find_place, tell_worker
 from pytest_kvmlab.plugin.progress import ProgressLine
+from pytest_kvmlab.report.clean_guests import clean_guests_line
 from pytest_kvmlab.report.evidence import Evidence, forget_files, gather, keep_files
 from pytest_kvmlab.report.properties import guest_properties
 from pytest_kvmlab.spec.guest import GuestKeys
@@ -66,7 +68,7 @@ class LabSession:
         self.config = config
         self.options = options
         self.worker = getattr(config, "workerinput", {}).get("workerid", "main")
-        self._workers = getattr(config, "workerinput", {}).get("workercount", 1)
+        self._workers = _workers(config)
         self.artifacts = (config.invocation_params.dir / options.artifacts).absolute()
         self.journal = Journal()
         self.progress = ProgressLine(config, self.journal)
@@ -291,13 +293,18 @@ class LabSession:
             return []
         if isinstance(self._opened, KvmlabError):
             return [f"kvmlab: no guests can be started: {self._opened.message}"]
-        verdict, versions, choice = self._opened.verdict, self._opened.versions, self._opened.host.choice
+        verdict, versions, host = self._opened.verdict, self._opened.versions, self._opened.host
         return [
-            f"kvmlab: host {choice.kind}: {choice.why}",
+            f"kvmlab: host {host.choice.kind}: {host.choice.why}",
             f"kvmlab: libvirt {versions.libvirt}, QEMU {versions.qemu}",
             f"kvmlab: accelerator {verdict.accel}: {verdict.why}",
             f"kvmlab: timeouts x {self._opened.launcher.assembly.timeout_scale:g}",
+            f"kvmlab: clean guests: {self._clean_guests(host)}",
         ]
+
+    def _clean_guests(self, host: Host) -> str:
+        reset, templates = self.options.reset, self.options.templates
+        return clean_guests_line(reset, own_host=host.own, templates=templates, pool=self._pool_size)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -309,9 +316,16 @@ class LabSession:
         if isinstance(opened := self.__dict__.get("_opened"), Run):
             opened.close()
         if self.keeper:
-            if kept_guests(self.keeper.folder):
-                hand_over(self.keeper, KEPT_SECONDS)
+            self._hand_over(self.keeper)
             self.keeper.close()
+
+    def _hand_over(self, keeper: Keeper) -> None:
+        """Leave the kept guests to the keeper; the summary has told already how to reach them."""
+        try:
+            if kept_guests(keeper.folder):
+                hand_over(keeper, KEPT_SECONDS)
+        except HostError as error:
+            self.config.get_terminal_writer().line(f"kvmlab: guests that were to be kept: {error}", red=True)
 
 
 @contextmanager
@@ -326,6 +340,12 @@ def told_without_traceback() -> Iterator[None]:
         raise
     except KvmlabError as error:
         raise pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False) from None
+
+
+def _workers(config: pytest.Config) -> int:
+    """How many processes run the tests: pytest-xdist's workers know it, and the controller was told."""
+    told = getattr(config, "workerinput", {}).get("workercount")
+    return told or getattr(config.option, "numprocesses", None) or 1
 
 
 def _or_raise(found: Found | KvmlabError) -> Found:

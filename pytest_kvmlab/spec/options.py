@@ -380,4 +380,7 @@ def _parsed(option: Option, written: _Written) -> object:
     try:
         return option.parse(written.value)
     except ValueError as error:
-        raise ConfigError(f"{written.source}: {error}; found {written.value!r}") from None
+        raise ConfigError(
+            f"{written.source}: {error}; found {written.value!r}",
+            f"{option.flag}={option.metavar}: {option.help}",
+        ) from None

@@ -152,7 +152,10 @@ class TestRecord(Record):
 
 
 class RunRecord(Record):
-    """A run. `suite` is the name of its root folder; `systems` has what its guests refer to as `system`."""
+    """A run. `suite` is the name of its root folder; `systems` has what its guests refer to as `system`.
+
+    `resets` says how many guests became clean in which way, and why not in a quicker one.
+    """
 
     format: Literal["pytest-kvmlab run"] = FORMAT
     version: Annotated[int, Field(ge=1)] = VERSION
@@ -163,6 +166,7 @@ class RunRecord(Record):
     exit_status: int
     host: HostRecord | None
     systems: Mapping[str, SystemRecord]
+    resets: Mapping[str, NonNegativeInt] = Field(default_factory=dict)
     tests: tuple[TestRecord, ...]
 
     def to_json(self) -> str:

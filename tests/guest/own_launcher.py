@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from pytest_kvmlab import Guest
+from pytest_kvmlab.lab.capacity import Capacity
 from pytest_kvmlab.lab.frozen import Frozen
 from pytest_kvmlab.lab.launch import Launcher
 from pytest_kvmlab.spec.guest import GuestKeys
@@ -15,15 +16,19 @@ _MANY = 1000
 
 
 @contextmanager
-def own_launcher(launcher: Launcher, reset: Reset = "clone", *, pool: int = 0) -> Iterator[Launcher]:
+def own_launcher(
+    launcher: Launcher, reset: Reset = "clone", *, pool: int = 0, capacity: Capacity | None = None
+) -> Iterator[Launcher]:
     """A launcher whose guests all end well.
 
     Args:
         launcher: that of the run.
         reset: how guests become clean.
         pool: how many clones wait.
+        capacity: what gives them memory and dongles, if not that of the run.
     """
-    own = Launcher(launcher.assembly, launcher.images, launcher.capacity, reset, pool, to_come=_MANY)
+    capacity = capacity or launcher.capacity
+    own = Launcher(launcher.assembly, launcher.images, capacity, reset, pool, to_come=_MANY)
     try:
         yield own
     finally:

@@ -64,7 +64,7 @@ def test_a_kernel_that_panics_while_it_boots_is_noticed_at_once(launcher: Launch
     with broken(launcher, cmdline=cmdline(launcher, "rdinit=/nonexistent")) as failure:
         assert "the kernel of bad panicked" in str(failure.value)
         assert "Kernel panic - not syncing: VFS: Unable to mount root fs" in str(failure.value)
-        assert failure.value.phase == "network"
+        assert failure.value.phase == "boot"
     assert time.monotonic() - started < SOON
 
 
@@ -72,6 +72,7 @@ def test_a_guest_that_reboots_in_a_loop_is_noticed(launcher: Launcher) -> None:
     with broken(launcher, cmdline=cmdline(launcher, "rdinit=/bin/busybox -- reboot -f")) as failure:
         assert "bad reboots in a loop" in str(failure.value)
         assert "reboot: Restarting system" in str(failure.value)
+        assert failure.value.phase == "boot"
 
 
 def test_a_guest_without_a_shell_on_its_serial_line_is_told_so(launcher: Launcher) -> None:
@@ -140,6 +141,19 @@ def test_a_panic_ends_a_command_over_the_serial_line_at_once(guest: Guest) -> No
     with pytest.raises(GuestError, match=r"(?s)the kernel of guest panicked.*sysrq triggered crash"):
         guest.run("echo c >/proc/sysrq-trigger")
     assert time.monotonic() - started < SOON
+
+
+@pytest.mark.kvm(expect_kernel=["panic"])
+def test_a_revert_brings_a_guest_back_whose_kernel_panicked(guest: Guest) -> None:
+    guest.succeed("echo before >/run/file")
+    guest.snapshot("before")
+    for _ in range(2):
+        with pytest.raises(GuestError, match="panicked"):
+            guest.run("echo c >/proc/sysrq-trigger")
+        guest.revert("before")
+        assert guest.machine.domain.state() == "running"
+        assert guest.succeed("cat /run/file") == "before\n"
+        assert guest.serial.run("cat /run/file").stdout == "before\n"
 
 
 def test_a_hung_qemu_and_its_death_are_told(guest: Guest) -> None:

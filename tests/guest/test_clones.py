@@ -3,6 +3,7 @@
 import re
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 
 from pytest_kvmlab import Guest
 from pytest_kvmlab.errors import GuestError
+from pytest_kvmlab.lab import freezing
 from pytest_kvmlab.lab.frozen import FIRMWARE
 from pytest_kvmlab.lab.launch import Launcher
-from tests.guest.own_launcher import frozen, own_launcher, qemu_of, started
+from tests.guest.own_launcher import frozen, own_launcher, qemu_of, started, ways
 
 RANDOM = "od -An -v -tx1 -N16 /dev/urandom"
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
@@ -25,6 +27,45 @@ printf '\314\314\314\314' | dd of=/proc/1/mem bs=1 seek=$((pc)) conv=notrunc
 (true &)
 """
 WRITE = "while :; do dd if=/dev/urandom of=/data/much bs=64k count=99; sync; done"
+# As in many an imported image: who logs in over the serial line is not root.
+NO_ROOT_ON_SERIAL = r"""
+if ! grep -q ^user /etc/passwd; then
+    echo user:x:1000:1000::/tmp:/bin/sh >>/etc/passwd
+    sed -i 's,^ttyS0.*,ttyS0::respawn:su user,' /etc/inittab
+    kill -HUP 1
+    for shell in /proc/[0-9]*; do
+        [ "$(readlink $shell/fd/0)" = /dev/ttyS0 ] && kill -9 "${shell#/proc/}"
+    done
+fi
+test -s /etc/passwd
+"""
+# Speaks just enough of the protocol (qemu-ga-ref) for libvirt's guest-sync and a guest-ping, so many times.
+AGENT = r"""
+test -e /run/agent || {
+    echo begun >/run/agent
+    modprobe virtio_console
+    until ls /dev/vport*p1; do sleep 0.1; done
+    (
+        exec 3<>$(echo /dev/vport*p1)
+        left=ANSWERS
+        # There is nothing to read until libvirt has heard that somebody is there.
+        while read -r line <&3 || sleep 0.1; do
+            id=$(echo "$line" | sed -n 's/.*"id": *\([0-9]*\).*/\1/p')
+            case $line in
+            *guest-sync*) [ $left -gt 0 ] && echo "{\"return\": $id}" >&3 ;;
+            *guest-ping*) left=$((left - 1)); echo '{"return": {}}' >&3 ;;
+            esac
+        done
+    ) >/run/agent.log 2>&1 &
+}
+"""
+
+
+def in_one_line(script: str) -> str:
+    """A script as the key `ready` takes it."""
+    return f"echo {b64encode(script.encode()).decode()} | base64 -d | sh"
+
+
 # What one test does, and how the next one would notice.
 SPOILT = {
     "a file": ("echo x >/etc/x; echo x >/data/x; sync", "ls /etc/x /data/x"),
@@ -95,11 +136,55 @@ def test_the_clock_of_a_clone_is_right(clone: Guest) -> None:
     assert before - 1 <= now <= after + 1
 
 
+def test_without_roots_shell_on_the_serial_line_the_clock_is_set_over_ssh(clones: Launcher) -> None:
+    for _ in range(2):
+        with started(clones, ready=in_one_line(NO_ROOT_ON_SERIAL)) as guest:
+            assert frozen(guest).rest.channel == "ssh"
+            time.sleep(3)  # which the next clone is late if nobody tells it
+            before = time.time()
+            assert before - 1.5 <= float(guest.serial.run("date +%s").stdout) <= time.time() + 1
+            assert guest.serial.run("id -u").stdout == "1000\n"
+
+
+def test_a_guest_whose_clock_nobody_may_set_boots(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freezing, "_SET_CLOCK", ("exec false {}",))
+    with own_launcher(launcher, "auto") as own, started(own, source="late", memory="191MiB") as guest:
+        assert guest.machine.frozen is None
+    assert ways(own, "late")[0][1].startswith("it cannot be frozen: nobody may set the clock of guest")
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [(99, []), (1, ["clones of guest are no good: the guest agent of a clone does not answer"])],
+)
+def test_a_clone_whose_agent_does_not_answer_is_not_used(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch, answers: int, told: list[str]
+) -> None:
+    monkeypatch.setattr(freezing, "_STEP_SECONDS", 4.0)
+    ready = in_one_line(AGENT.replace("ANSWERS", str(answers)))
+    with own_launcher(launcher, "auto") as own, started(own, source=ready, ready=ready) as guest:
+        assert (guest.machine.frozen is None) is bool(told)
+        assert guest.machine.frozen is None or frozen(guest).rest.agent
+    assert [why for way, why in ways(own, ready) if why] == told
+
+
 def test_time_goes_on_in_a_clone(clone: Guest) -> None:
     started_at = time.monotonic()
     clone.succeed("sleep 2")
     assert 1.5 <= time.monotonic() - started_at < 20
     assert float(clone.succeed("cut -d' ' -f1 /proc/uptime")) > 2
+
+
+def test_each_clone_has_a_hostname_of_its_own_where_it_is_asked_for(clones: Launcher) -> None:
+    names = []
+    for _ in range(2):
+        with started(clones, fresh=["hostname"]) as guest:
+            names.append(guest.succeed("hostname").strip())
+            assert guest.succeed("cat /etc/hostname").strip() == names[-1]
+    assert all(re.fullmatch("guest-[0-9a-f]{8}", name) for name in names)
+    assert names[0] != names[1]
 
 
 # Reached in every way

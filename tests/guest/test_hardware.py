@@ -71,7 +71,7 @@ def test_a_q35_with_everything(make_guest: MakeGuest, tmp_path: Path) -> None:
     assert MAC in guest.succeed("cat /sys/class/net/eth*/address").split()
     assert "pcmC0D0p" in guest.succeed("ls /dev/snd")
     assert len(guest.succeed("head -c 16 /dev/hwrng | od -An -tx1").split()) == 16
-    shown = datetime.strptime(guest.succeed("hwclock -u").rpartition("  ")[0].strip(), "%a %b %d %H:%M:%S %Y")  # noqa: DTZ007
+    shown = datetime.strptime(guest.succeed("hwclock -u").rpartition("  ")[0].strip(), "%a %b %d %H:%M:%S %Y")  # noqa: DTZ007  as below
     assert abs((shown - datetime.now()).total_seconds()) < 60  # noqa: DTZ005  both say the local time
 
 

@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def imported(store: Store, file: Path, **said: object) -> Image:
-    request = ImportRequest(**{"name": "disk", "file": file, "replace": True, **said})  # type: ignore[arg-type]
+    request = ImportRequest(**{"name": "disk", "file": file, "replace": True, **said})  # type: ignore[arg-type] # of any field
     image = import_image(request, store, progress=lambda _step, _share: None)
     store.verify(image)
     return image

@@ -19,7 +19,9 @@ from pytest_kvmlab.errors import GuestError, HostError
 from pytest_kvmlab.keeper.client import Keeper, dial, end_run, hand_over_locks
 from pytest_kvmlab.keeper.reap import reap_dead_runs, run_processes
 from pytest_kvmlab.keeper.run_folder import KEPT, RunFolder, create_run_folder, is_alive
+from pytest_kvmlab.lab import kept
 from pytest_kvmlab.lab.hosts import HostChoice, open_host
+from pytest_kvmlab.lab.kept import hand_over
 from pytest_kvmlab.lab.waits import until
 from tests.guest.started_run import StartedRun, in_role, is_gone, own_a_run
 
@@ -136,6 +138,23 @@ def test_the_keeper_holds_the_locks_of_a_guest_that_was_left_until_the_run_ends(
             fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with lock.open() as ours:
         fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_keeper_that_does_not_say_that_it_keeps_is_told_of(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "_HAND_OVER_SECONDS", 0.5)
+    keeper = Keeper({}, capabilities=None)
+    assert keeper.folder.path.parent == runs
+    assert until(lambda: keeper.folder.handover_socket.exists() or None, Deadline(SECONDS))
+    process = int(keeper.folder.read("keeper.json")["pid"])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(HostError, match=r"(?s)did not say .* looked at:.*kept\.json.*kvmlab ps"):
+            hand_over(keeper, 60.0)
+    finally:
+        os.kill(process, signal.SIGCONT)
+        assert end_run(keeper.folder)
 
 
 def test_a_guest_cannot_be_left_to_a_keeper_that_is_gone(dead: RunFolder) -> None:

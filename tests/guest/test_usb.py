@@ -1,7 +1,8 @@
 """USB devices in guests: virtual ones, which need nothing of this machine, and what is said of others."""
 
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,11 +146,16 @@ def fake(tmp_path: Path) -> FakeHost:
     return FakeHost(tmp_path)
 
 
-def starting(launcher: Launcher, fake: FakeHost, usb: list[str]) -> AbstractContextManager[Guest]:
+@contextmanager
+def starting(launcher: Launcher, fake: FakeHost, usb: list[str]) -> Iterator[Guest]:
     """Start a guest on that machine."""
-    there = replace(launcher, capacity=replace(launcher.capacity, usb=fake.usb, wait=0.5))
+    capacity = replace(launcher.capacity, usb=fake.usb, wait=0.5)
     keys = GuestKeys.model_validate({"image": "micro", "usb": usb})
-    return there.guest("web", keys, source="a test", witness=lambda *_: False)
+    with (
+        own_launcher(launcher, launcher.reset, capacity=capacity) as there,
+        there.guest("web", keys, source="a test", witness=lambda *_: False) as guest,
+    ):
+        yield guest
 
 
 def test_a_machine_without_usb_says_so(launcher: Launcher, fake: FakeHost) -> None:

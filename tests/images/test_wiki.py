@@ -45,7 +45,7 @@ def test_it_is_up_once_its_first_page_was_asked_for(shared_guest: Guest) -> None
 
 
 def test_what_a_visitor_saves_is_shown(shared_guest: Guest, browser: OpenerDirector) -> None:
-    saved = api(shared_guest, browser, action="edit", title="Opening hours", text="Always.", token="+\\")  # noqa: S106
+    saved = api(shared_guest, browser, action="edit", title="Opening hours", text="Always.", token="+\\")  # noqa: S106  MediaWiki's for strangers
     assert saved["edit"]["result"] == "Success"
     with browser.open(shared_guest.url(PORT, "/index.php/Opening_hours"), timeout=SECONDS) as page:
         assert "Always." in page.read().decode()

@@ -75,7 +75,7 @@ def finished(process: subprocess.Popen[str]) -> pytest.RunResult:
     finally:
         process.kill()
         process.wait()
-    print(output)  # noqa: T201
+    print(output)  # noqa: T201  pytest captures it
     return pytest.RunResult(process.returncode, output.splitlines(), [], time.monotonic() - started)
 
 
@@ -102,7 +102,7 @@ def command_lines() -> Iterator[str]:
 
 def junit_properties(file: Path) -> dict[str, dict[str, str]]:
     """The properties of each test of a JUnit XML file, by the test's name."""
-    cases = ET.parse(file).iter("testcase")  # noqa: S314
+    cases = ET.parse(file).iter("testcase")  # noqa: S314  our own pytest wrote it
     return {
         case.attrib["name"]: {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
         for case in cases

@@ -60,4 +60,6 @@ def test_an_unreachable_libvirt_is_an_error_of_every_test(project: Project) -> N
     result.assert_outcomes(errors=3, passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([f"kvmlab: no guests can be started: libvirt does not answer on {uri}*"])
-    result.stdout.fnmatch_lines(["HostError: libvirt does not answer on *No such file or directory*"])
+    result.stdout.fnmatch_lines(
+        ["HostError: libvirt does not answer on *No such file or directory*", f"*what to do: *'{uri}' list*"]
+    )

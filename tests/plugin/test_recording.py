@@ -56,6 +56,7 @@ def test_second(shared_guest):
 class RecordedRun:
     record: RunRecord
     artifacts: Path
+    told: list[str]
 
     def test(self, name: str) -> TestRecord:
         return next(test for test in self.record.tests if test.id.endswith(f"::{name}"))
@@ -69,9 +70,9 @@ class RecordedRun:
 def run(module_project: Project) -> RecordedRun:
     module_project.write("test_alone.py", TESTS)
     module_project.write("test_shared.py", SHARED)
-    module_project.pytest("--kvm-lab", "-n2", "--dist=loadfile", "--kvm-artifacts=artifacts")
+    result = module_project.pytest("--kvm-lab", "-n2", "--dist=loadfile", "--kvm-artifacts=artifacts")
     artifacts = module_project.folder / "artifacts"
-    return RecordedRun(read_runs(artifacts)[0], artifacts)
+    return RecordedRun(read_runs(artifacts)[0], artifacts, result.outlines)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,13 @@ def test_the_host_is_described(run: RecordedRun) -> None:
     assert host
     assert all([host.kernel, host.architecture, host.processors, host.qemu, host.libvirt, host.kind])
     assert host.accelerator in ("kvm", "tcg")
+
+
+def test_the_ways_of_all_workers_to_clean_guests_are_counted(run: RecordedRun) -> None:
+    assert run.record.resets["clone"] >= 3
+    assert [
+        f"{times} x {way}" for way, times in run.record.resets.items() if f"{times} x {way}" not in run.told
+    ] == []
 
 
 def test_a_guest_is_described(run: RecordedRun) -> None:

@@ -42,6 +42,14 @@ def test_app(app): ...
 def test_good_too(shared_guest):
     shared_guest.succeed("true")
 
+def test_another_guest_breaks(shared_guest, make_guest):
+    other = make_guest()
+    other.domain.destroy()
+    other.run("true")
+
+def test_still_good(shared_guest):
+    shared_guest.succeed("true")
+
 def test_power_failure(shared_guest):
     shared_guest.domain.destroy()
     shared_guest.run("true")
@@ -83,7 +91,7 @@ def failed_run(module_project: Project) -> FailedRun:
 
 
 def test_each_failure_is_counted_as_what_it_is(failed_run: FailedRun) -> None:
-    failed_run.result.assert_outcomes(passed=3, failed=3, errors=4)
+    failed_run.result.assert_outcomes(passed=4, failed=4, errors=4)
 
 
 def test_the_traceback_ends_at_the_line_of_the_test(failed_run: FailedRun) -> None:
@@ -160,6 +168,15 @@ def test_the_journal_says_in_which_test_the_guest_broke(failed_run: FailedRun) -
     failures = [event for event in failed_run.events("test_shared.py") if event["kind"] == "failure"]
     assert [event["name"] for event in failures] == ["test_shared.py::test_power_failure"]
     assert failures[0]["outcome"].startswith("infrastructure: ")
+
+
+def test_a_guest_is_not_to_blame_for_another_that_broke(failed_run: FailedRun) -> None:
+    assert failed_run.properties["test_another_guest_breaks"]["kvmlab.failure"] == "infrastructure"
+    assert "kvmlab.failure" not in failed_run.properties["test_still_good"]
+    events = failed_run.events("test_another_guest_breaks")
+    assert [event["name"] for event in events if event["kind"] == "failure"] == [
+        "test_shared.py::test_another_guest_breaks"
+    ]
 
 
 def test_a_later_test_is_told_at_once_that_the_shared_guest_broke(failed_run: FailedRun) -> None:

@@ -79,8 +79,9 @@ def test_tests_get_clones_and_what_is_none_says_why(project: Project) -> None:
     facts = facts_of(project)
     assert [len({fact[what] for fact in facts}) for what in ("template", "boot", "uuid")] == [1, 3, 3]
     assert facts[0]["template"]
+    result.stdout.fnmatch_lines(["kvmlab: clean guests: clone is tried first,*, pool of 1), then rewind, *"])
     result.stdout.fnmatch_lines(
-        ["*kvmlab: clean guests*", "3 x clone", "2 x no clone: nobody can ask it how it is"]
+        ["*= kvmlab: clean guests =*", "3 x clone", "2 x no clone: nobody can ask it how it is"]
     )
 
 
@@ -98,6 +99,9 @@ def test_workers_share_one_template(project: Project) -> None:
     project.write("test_same.py", SAME.format(count=4))
     result = project.pytest("--kvm-lab", "-n2", "--kvm-reset=clone")
     result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(
+        ["kvmlab: clean guests: clone, as asked for (*)", "*= kvmlab: clean guests =*", "4 x clone"]
+    )
     facts = facts_of(project)
     assert {fact["worker"] for fact in facts} == {"gw0", "gw1"}
     assert len({fact["template"] for fact in facts}) == 1

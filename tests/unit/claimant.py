@@ -19,7 +19,7 @@ from tests.unit.fake_usb import FakeHost
 
 
 def tell(*words: object) -> None:
-    print(*words, flush=True)  # noqa: T201
+    print(*words, flush=True)  # noqa: T201  its test reads it
 
 
 def wanted(capacity: Capacity, line: list[str]) -> AbstractContextManager[Entry | None]:

@@ -87,7 +87,8 @@ def exported(image: Image, tmp_path: Path) -> Path:
 
 def members(exported: Path) -> dict[str, bytes]:
     with tarfile.open(exported) as archive:
-        return {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+        files = {member.name: archive.extractfile(member) for member in archive}
+        return {name: file.read() for name, file in files.items() if file}
 
 
 def packed(

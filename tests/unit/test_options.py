@@ -179,3 +179,9 @@ def test_a_pool_has_a_size_or_follows_from_the_machine() -> None:
 def test_a_way_to_a_clean_guest_is_one_that_there_is() -> None:
     assert [resolve({"reset": text}).reset for text in ("auto", "clone", "rewind", "boot")]
     assert "rewind" in refusal({"reset": "rewnd"})
+
+
+def test_a_wrong_value_comes_with_what_the_option_is_for() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_options({"image": ["/srv/new.qcow2"]}, {}, {})
+    assert caught.value.hint.startswith("--kvm-image=NAME=PATH: use this file wherever ")

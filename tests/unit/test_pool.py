@@ -1,6 +1,7 @@
 """The pool: what it starts ahead of time, for whom, and what becomes of what nobody wants."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -91,6 +92,18 @@ def test_another_kind_ends_what_waits(pool: Pool[int], start: Starter) -> None:
     assert taken(pool, "other") is None
     assert start.ended in ([2], [])  # it may not have been started yet
     assert start.started == 1 + len(start.ended)
+
+
+def test_another_kind_is_not_held_up_by_what_is_being_started(start: Starter) -> None:
+    pool = Pool[int](1, ExitStack.close)
+    start.may_go_on.clear()
+    pool.refill("kind", start)
+    began = time.monotonic()
+    threading.Timer(2.0, start.may_go_on.set).start()
+    assert taken(pool, "other") is None
+    assert time.monotonic() - began < 1
+    pool.close()
+    assert start.ended == list(range(1, start.started + 1))
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def template(store: Store, image: Image, key: str, *, when: float = 2**31, folde
     create_overlay(own / "disk.qcow2", "qcow2", own / BLANKS.format(0))
     (own / "state").write_bytes(os.urandom(MIB))
     (folder / "memory").write_bytes(b"memory")
-    guest = Frozen(own, folder / "memory", "", Rest(None, ""), (own / "disk.qcow2",))
+    guest = Frozen(own, folder / "memory", "", Rest(None, "", "serial", agent=False), (own / "disk.qcow2",))
     Shelf(store.templates).keep(key, [guest])
     os.utime(store.templates / key, (when, when))
     return store.templates / key

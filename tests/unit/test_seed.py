@@ -32,7 +32,7 @@ def test_a_key_login_gets_the_public_half_only() -> None:
 
 
 def test_a_password_login_may_use_it_over_ssh_too() -> None:
-    login = Login("tester", password="geheim")  # noqa: S106
+    login = Login("tester", password="geheim")  # noqa: S106  nobody's
     assert ("plain_text_passwd", "geheim") in account(login).items()
     assert cloud_config(seed(login))["ssh_pwauth"] is True
     assert "ssh_authorized_keys" not in account(login)
@@ -40,7 +40,7 @@ def test_a_password_login_may_use_it_over_ssh_too() -> None:
 
 @pytest.mark.parametrize(("user", "lines"), [("root", 2), ("tester", 1)])
 def test_the_ssh_server_takes_passwords_from_its_start(user: str, lines: int) -> None:
-    files = cloud_config(seed(Login(user, password="geheim")))["write_files"]  # noqa: S106
+    files = cloud_config(seed(Login(user, password="geheim")))["write_files"]  # noqa: S106  nobody's
     assert isinstance(files, list)
     assert [len(file["content"].splitlines()) for file in files] == [lines]
 

@@ -143,7 +143,7 @@ def test_a_guest_that_does_not_listen_loses_frames_and_holds_up_nobody(cards: li
 
 
 def test_other_users_are_not_let_in(monkeypatch: pytest.MonkeyPatch, switch: Switch) -> None:
-    monkeypatch.setattr(frame_switch.os, "geteuid", lambda: 4711)  # type: ignore[attr-defined]
+    monkeypatch.setattr(frame_switch.os, "geteuid", lambda: 4711)  # type: ignore[attr-defined] # its import of os
     with socket.create_connection(("127.0.0.1", switch.numbers["web"]), timeout=SECONDS) as line:
         assert line.recv(1) == b""
 

@@ -89,6 +89,13 @@ def test_what_it_runs_on_counts() -> None:
     assert len(set(keys)) == 4
 
 
+@pytest.mark.parametrize("name", ["version", "server_identity"])
+def test_the_plugin_that_talked_to_it_counts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = key(one())
+    monkeypatch.setattr(module, name, lambda *_: "another")
+    assert key(one()) != before
+
+
 def test_a_network_counts() -> None:
     assert len({key(in_lab()), key(in_lab(mode="isolated")), key(in_lab(subnet="10.7.0.0/24"))}) == 3
 

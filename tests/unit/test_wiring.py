@@ -25,7 +25,7 @@ def host(kind: str) -> Host:
         pytest.fail("nothing is dialled")
 
     choice = HostChoice(kind, "asked for")
-    return Host(choice, RunFolder(Path("/runs/0123abcd")), cast(Connection, None), dial)  # type: ignore[arg-type]
+    return Host(choice, RunFolder(Path("/runs/0123abcd")), cast(Connection, None), dial)  # type: ignore[arg-type] # it never returns
 
 
 def test_a_subnet_that_overlaps_a_real_lan_of_the_lab_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
