@@ -18,6 +18,8 @@ from tests.unit.test_pages import HOSTILE, PNG, hostile_run, thousand_tests
 
 # A page at 400 % on a screen of 1280 has the room of 320 pixels (WCAG 2.2, 1.4.10).
 NARROW = 320
+# No word ends in it, and it is no output of a command, which pages leave out.
+LONG = "wide_" * 600
 MOST_SECONDS = 2.0
 # Opens the page in a frame of a given width, and writes down what it finds there.
 LOOK = """<!DOCTYPE html><title>look</title>
@@ -78,7 +80,7 @@ def seen(page: Path, *, width: int = 1280) -> Seen:
 def report(tmp_path: Path) -> Path:
     folder = tmp_path / "test" / "web"
     folder.mkdir(parents=True)
-    (folder / "console.log").write_text(f"[    0.1] {HOSTILE}\n" + "x" * 3000)
+    (folder / "console.log").write_text(f"[    0.1] {HOSTILE}\n" + LONG)
     (folder / "screenshot.png").write_bytes(PNG)
     page = tmp_path / "report.html"
     page.write_text(run_page(hostile_run(), tmp_path))
@@ -112,12 +114,27 @@ def test_a_page_is_complete_quiet_and_fits(request: pytest.FixtureRequest, name:
     assert len(found.pictures) == (name == "report")
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
-def test_a_page_can_be_printed(request: pytest.FixtureRequest, name: str) -> None:
-    page = request.getfixturevalue(name)
-    printed = page.with_suffix(".pdf")
-    chromium(f"--user-data-dir={page.parent / 'profile'}", f"--print-to-pdf={printed}", page.as_uri())
-    assert printed.read_bytes().startswith(b"%PDF")
+def printed(page: Path) -> str:
+    """What stands on paper, its spaces and line breaks aside: where lines break is the printer's business."""
+    paper = page.with_suffix(".pdf")
+    chromium(f"--user-data-dir={page.parent / 'profile'}", f"--print-to-pdf={paper}", page.as_uri())
+    reader = shutil.which("pdftotext")
+    assert reader, "this test needs Debian's package poppler-utils"
+    read = subprocess.run([reader, paper, "-"], capture_output=True, text=True, timeout=60, check=True)
+    return "".join(read.stdout.split())
+
+
+def test_a_report_is_printed_with_all_tests_and_what_is_open(report: Path) -> None:
+    paper = printed(report)
+    assert "1of2testsfailed" in paper
+    assert paper.count("test_shop.py::test_other") == 2  # in the table, and as the line that opens it
+    assert paper.count("wide_") > 550  # the console of the one that failed; pages have headings in between
+
+
+def test_a_comparison_is_printed_with_its_table_and_plots(comparison: Path) -> None:
+    paper = printed(comparison)
+    assert "RunsKernelofguestsKernelofthehost" in paper
+    assert "web(debian-12):ready" in paper
 
 
 def test_a_thousand_tests_open_at_once(tmp_path: Path) -> None:
