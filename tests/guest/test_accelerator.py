@@ -1,6 +1,7 @@
 """Which accelerator is used, and that it is found out only once."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pytest_kvmlab import HostFacts
-from pytest_kvmlab.errors import HostError
+from pytest_kvmlab.checks import KVM, Finding
+from pytest_kvmlab.errors import GuestError, HostError
 from pytest_kvmlab.lab import accelerator
 from pytest_kvmlab.lab.accelerator import prove
 from pytest_kvmlab.lab.images import Images
@@ -80,6 +82,37 @@ def test_kvm_that_does_not_work_is_an_error_with_the_reason(without_image: Launc
     (tmp_path / f"{accelerator._key('kvm', 1.0)}.json").write_text(json.dumps(remembered))
     with pytest.raises(HostError, match=r"KVM does not work here: a guest did not boot(?s:.*)check 'kvm'"):
         prove("kvm", without_image, tmp_path)
+
+
+def test_where_a_guest_does_not_boot_with_kvm_emulation_is_used_and_says_why(
+    booting: Launchers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose KVM hangs cannot be had at will; what comes of it can."""
+
+    def without_kvm(accel: Accel) -> Launcher:
+        if accel == "kvm":
+            raise GuestError("probe cannot be created: error: it hangs", phase="create")
+        return booting(accel)
+
+    monkeypatch.setattr(accelerator, "KVM", replace(KVM, look=lambda: Finding(True, "there")))
+    found = prove("auto", without_kvm, tmp_path)
+    assert found.accel == "tcg"
+    assert re.fullmatch(r"/dev/kvm opens, but a guest does not boot with it within 8 s: it hangs", found.why)
+    assert prove("auto", never, tmp_path) == found
+
+
+@pytest.mark.parametrize("changed", ["kernel", "boot", "user", "patience"])
+def test_a_verdict_is_for_one_boot_kernel_and_user(monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    before = accelerator._key("auto", 1.0)
+    assert accelerator._key("auto", 1.0) == before
+    match changed:
+        case "kernel":
+            monkeypatch.setattr("platform.release", lambda: "6.99.0")
+        case "boot":
+            monkeypatch.setattr(Path, "read_text", lambda _: "another-boot")
+        case "user":
+            monkeypatch.setattr("os.getuid", lambda: 65534)
+    assert accelerator._key("auto", 2.0 if changed == "patience" else 1.0) != before
 
 
 def test_the_facts_of_the_host_name_what_guests_are_started_with(
