@@ -182,7 +182,7 @@ class HostUsb:
         devices = (each for each in self.bus.devices() if each.port != lease.device.port)
         return [each for each in devices if lease.device.is_same(each)]
 
-    def follow(self, lease: Lease, device: HostDevice) -> str:
+    def follow(self, lease: Lease, device: HostDevice) -> str | None:
         """Have a lease be on the port that its device was put into.
 
         Args:
@@ -190,11 +190,11 @@ class HostUsb:
             device: the same device, or an equal one, in another port.
 
         Returns:
-            Why it cannot be had; empty if the lease is on it now.
+            Why it cannot be had; empty if the lease is on it now, None if another process looks just now.
         """
         with self.looking() as may_look:
             if not may_look:
-                return "another process looks who has which"
+                return None
             state = self.state(device)
             if state.name != "free":
                 return f"{state.name}: {state.why}"

@@ -386,11 +386,12 @@ class HostDongle(Dongle):
             if (device.port, device.number) in self._others:
                 continue
             before = self.port
-            if obstacle := self._usb.follow(self.lease, device):
-                self._say(f"{self.name} in the host's port {device.port} is not given to the guest", obstacle)
-            else:
+            obstacle = self._usb.follow(self.lease, device)
+            if obstacle == "":
                 returned(self._ports.folder, before)
                 return device
+            if obstacle:
+                self._say(f"{self.name} in the host's port {device.port} is not given to the guest", obstacle)
         return None
 
     def _say(self, what: str, outcome: str = "") -> None:
